@@ -1,0 +1,1 @@
+//! The cold-start bench and the microbenchmarks share nothing yet.

@@ -1,0 +1,1 @@
+//! EROFS images: on-disk structures, writer, reader.

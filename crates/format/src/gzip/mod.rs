@@ -1,0 +1,1 @@
+//! gzip: index building, checkpoints, span decoding.

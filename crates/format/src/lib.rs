@@ -1,0 +1,14 @@
+//! Clipper's formats, bytes ⇄ types: digests, trees (EROFS), spans, checkpoints, the index blob. No I/O.
+#![forbid(unsafe_code)]
+
+pub mod digest;
+pub mod erofs;
+pub mod gzip;
+pub mod index;
+pub mod merge;
+pub mod span;
+pub mod stored;
+pub mod tar;
+pub mod tree;
+
+pub use digest::Digest;

@@ -1,0 +1,1 @@
+//! Merging the trees of a chain.

@@ -1,0 +1,139 @@
+//! Spans: runs of device bytes that can be produced alone, and the table of all spans of a layer.
+
+/// Bytes in a block of a device's presence map. Every span but a layer's last starts and ends on a block boundary
+/// of the device, so that a block belongs to exactly one span.
+pub const BLOCK: u64 = 4096;
+
+/// A run of device bytes, where its source bytes lie, how they are decoded, and what must come out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First device byte; a multiple of [`BLOCK`].
+    pub device_offset: u64,
+    /// Device bytes; a multiple of [`BLOCK`] except in the last span of a layer. Never 0.
+    pub device_len: u32,
+    /// First byte of the layer blob that decoding needs.
+    pub source_offset: u64,
+    /// Bytes of the layer blob that decoding needs, from `source_offset`. Neighbours may share a byte or more.
+    pub source_len: u32,
+    /// How the decoder starts.
+    pub start: Start,
+    /// BLAKE3 of the `device_len` bytes that must come out.
+    pub blake3: [u8; 32],
+}
+
+/// How a decoder starts at a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The layer isn't compressed: source bytes are device bytes.
+    Stored,
+    /// A gzip member's header is the first source byte, and nothing before it is needed; no decoded byte is skipped.
+    GzipMember,
+    /// Inside a gzip member.
+    Gzip {
+        /// Bit of the first source byte (0 = least significant) at which the next unread Deflate symbol or block
+        /// header begins; 0 to 7.
+        bit: u8,
+        /// Decoded bytes to throw away before the first device byte: a symbol may straddle the block boundary; 0 to 257.
+        skip: u16,
+        /// Number of the checkpoint, counted within the layer.
+        checkpoint: u32,
+    },
+}
+
+impl Span {
+    /// The device bytes of this span.
+    pub fn device_range(&self) -> std::ops::Range<u64> {
+        self.device_offset..self.device_offset + u64::from(self.device_len)
+    }
+
+    /// The blob bytes of this span.
+    pub fn source_range(&self) -> std::ops::Range<u64> {
+        self.source_offset..self.source_offset + u64::from(self.source_len)
+    }
+}
+
+/// All spans of a layer, in device order, without gaps from 0 to the device's size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpanTable {
+    spans: Vec<Span>,
+}
+
+/// Why spans don't make a table.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpanTableError {
+    /// A span doesn't begin where its forerunner ended, is empty, or isn't on block boundaries.
+    #[error("span {0} does not follow on from the one before it")]
+    Gap(usize),
+    /// A span's source bytes lie outside the blob or run backwards.
+    #[error("span {0} lies outside its source blob")]
+    Source(usize),
+}
+
+impl SpanTable {
+    /// Checks and wraps `spans` of a layer blob of `source_size` bytes.
+    pub fn new(spans: Vec<Span>, source_size: u64) -> Result<Self, SpanTableError> {
+        let mut end = 0u64;
+        let mut source = 0u64;
+        for (i, span) in spans.iter().enumerate() {
+            let last = i + 1 == spans.len();
+            if span.device_offset != end
+                || span.device_len == 0
+                || (!last && u64::from(span.device_len) % BLOCK != 0)
+                || end.checked_add(u64::from(span.device_len)).is_none()
+            {
+                return Err(SpanTableError::Gap(i));
+            }
+            end += u64::from(span.device_len);
+            let source_end = span.source_offset.checked_add(u64::from(span.source_len));
+            if span.source_offset < source || source_end.is_none_or(|e| e > source_size) {
+                return Err(SpanTableError::Source(i));
+            }
+            source = span.source_offset;
+        }
+        Ok(Self { spans })
+    }
+
+    /// The spans, in device order.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// Bytes of the device.
+    pub fn device_size(&self) -> u64 {
+        self.spans.last().map_or(0, |s| s.device_range().end)
+    }
+
+    /// Index of the span that holds device byte `offset`, if the device is that large.
+    pub fn find(&self, offset: u64) -> Option<usize> {
+        let i = self.spans.partition_point(|s| s.device_range().end <= offset);
+        (i < self.spans.len()).then_some(i)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(device_offset: u64, device_len: u32, source_offset: u64, source_len: u32) -> Span {
+        Span { device_offset, device_len, source_offset, source_len, start: Start::Stored, blake3: [0; 32] }
+    }
+
+    #[test]
+    fn finds_the_span_of_every_byte() {
+        let table = SpanTable::new(vec![span(0, 8192, 0, 10), span(8192, 100, 9, 5)], 14).unwrap();
+        assert_eq!(table.device_size(), 8292);
+        for (offset, want) in [(0, Some(0)), (8191, Some(0)), (8192, Some(1)), (8291, Some(1)), (8292, None)] {
+            assert_eq!(table.find(offset), want, "{offset}");
+        }
+    }
+
+    #[test]
+    fn refuses_gaps_overlaps_and_sources_outside_the_blob() {
+        assert_eq!(SpanTable::new(vec![span(4096, 4096, 0, 1)], 9), Err(SpanTableError::Gap(0)));
+        assert_eq!(SpanTable::new(vec![span(0, 100, 0, 1), span(100, 1, 1, 1)], 9), Err(SpanTableError::Gap(0)));
+        assert_eq!(SpanTable::new(vec![span(0, 0, 0, 1)], 9), Err(SpanTableError::Gap(0)));
+        assert_eq!(SpanTable::new(vec![span(0, 1, 0, 10)], 9), Err(SpanTableError::Source(0)));
+        assert_eq!(SpanTable::new(vec![span(0, 4096, 5, 1), span(4096, 1, 4, 1)], 9), Err(SpanTableError::Source(1)));
+        assert_eq!(SpanTable::new(vec![span(0, 1, u64::MAX, 1)], 9), Err(SpanTableError::Source(0)));
+    }
+}

@@ -1,0 +1,1 @@
+//! Tar layers: the walker that makes a layer's tree.

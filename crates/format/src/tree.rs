@@ -1,0 +1,173 @@
+//! A layer's or an image's file tree in memory: what the tar walker makes, the merge combines and EROFS stores.
+use std::collections::BTreeMap;
+
+/// Xattr by which overlayfs knows an opaque directory (kernel, Documentation/filesystems/overlayfs.rst).
+pub const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
+
+/// Xattr that marks, in a layer's own tree only, a directory that the layer never described: it exists because
+/// something below it does. A merge gives it the attributes of the directory in the layers below and drops the mark.
+pub const IMPLICIT_XATTR: &[u8] = b"trusted.clipper.implicit";
+
+/// Number of an inode within its [`Tree`].
+pub type InodeId = usize;
+
+/// A file tree. Inode 0 is the root directory. Hard links are several names for one [`InodeId`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// All inodes; those that no name leads to are ignored by whoever reads the tree.
+    pub inodes: Vec<Inode>,
+    /// Bytes of each device that extents may name: device `n` (from 1) is `device_sizes[n - 1]`.
+    pub device_sizes: Vec<u64>,
+}
+
+/// The root's number in every tree.
+pub const ROOT: InodeId = 0;
+
+/// One file, directory, link, device, FIFO or socket. Its link count is derived from the names that lead to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// Permission bits with setuid, setgid and sticky: `mode & 0o7777`. The type is in `content`.
+    pub perm: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time, seconds since 1970; negative before.
+    pub mtime: i64,
+    /// Nanoseconds of the modification time, 0 to 999 999 999.
+    pub mtime_nsec: u32,
+    /// Extended attributes by full name, such as `security.capability`.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Type and what goes with it.
+    pub content: Content,
+}
+
+/// The type of an inode and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Names (1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`) to inodes.
+    Directory(BTreeMap<Vec<u8>, InodeId>),
+    /// A regular file.
+    File(FileData),
+    /// A symbolic link's target; 1 to 4095 bytes, no NUL.
+    Symlink(Vec<u8>),
+    /// A character device. Device 0:0 is a whiteout in a layer's tree, as in overlayfs.
+    CharDevice(DeviceNumber),
+    /// A block device.
+    BlockDevice(DeviceNumber),
+    /// A FIFO.
+    Fifo,
+    /// A Unix socket. Tar can't carry one; kept for completeness of the on-disk format.
+    Socket,
+}
+
+/// Where a regular file's bytes are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileData {
+    /// Bytes in the file.
+    pub size: u64,
+    /// The parts that aren't holes, in file order, not overlapping, all within `size`.
+    pub extents: Vec<Extent>,
+}
+
+/// A run of a file's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte within the file.
+    pub file_offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where they come from.
+    pub source: ExtentSource,
+}
+
+/// Where the bytes of an extent come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExtentSource {
+    /// Device `device` (from 1), at byte `offset`, a multiple of 512.
+    Device {
+        /// Device number, from 1.
+        device: u16,
+        /// Byte offset in the device; a multiple of 512.
+        offset: u64,
+    },
+    /// Kept in the tree itself: the few files whose tar data can't be addressed in 512-byte blocks
+    /// (sparse files with odd segment lengths).
+    Inline(Vec<u8>),
+}
+
+/// A device file's number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceNumber {
+    /// Major, 12 bits used by Linux.
+    pub major: u32,
+    /// Minor, 20 bits used by Linux.
+    pub minor: u32,
+}
+
+impl DeviceNumber {
+    /// 0:0, overlayfs's whiteout.
+    pub const WHITEOUT: Self = Self { major: 0, minor: 0 };
+}
+
+impl Inode {
+    /// A directory without entries, root-owned, mode 0755, at the epoch.
+    pub fn empty_directory() -> Self {
+        Self {
+            perm: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            mtime_nsec: 0,
+            xattrs: BTreeMap::new(),
+            content: Content::Directory(BTreeMap::new()),
+        }
+    }
+
+    /// Whether a merge takes this for a whiteout.
+    pub fn is_whiteout(&self) -> bool {
+        self.content == Content::CharDevice(DeviceNumber::WHITEOUT)
+    }
+
+    /// Whether this directory hides what lies below it in lower layers.
+    pub fn is_opaque(&self) -> bool {
+        self.xattrs.get(OPAQUE_XATTR).is_some_and(|v| v == b"y")
+    }
+
+    /// Whether the layer never described this directory.
+    pub fn is_implicit(&self) -> bool {
+        self.xattrs.contains_key(IMPLICIT_XATTR)
+    }
+}
+
+impl Tree {
+    /// A tree with nothing but an implicit root.
+    pub fn empty() -> Self {
+        let mut root = Inode::empty_directory();
+        root.xattrs.insert(IMPLICIT_XATTR.to_vec(), Vec::new());
+        Self { inodes: vec![root], device_sizes: Vec::new() }
+    }
+
+    /// The inode `id`.
+    ///
+    /// # Panics
+    /// If `id` isn't of this tree.
+    pub fn inode(&self, id: InodeId) -> &Inode {
+        &self.inodes[id]
+    }
+
+    /// The entries of directory `id`; `None` if it isn't one.
+    pub fn entries(&self, id: InodeId) -> Option<&BTreeMap<Vec<u8>, InodeId>> {
+        match &self.inodes[id].content {
+            Content::Directory(entries) => Some(entries),
+            _ => None,
+        }
+    }
+
+    /// The inode at `path`, components joined by `/`, no symlink followed; the empty path is the root.
+    pub fn lookup(&self, path: &[u8]) -> Option<InodeId> {
+        path.split(|b| *b == b'/')
+            .filter(|c| !c.is_empty())
+            .try_fold(ROOT, |dir, name| self.entries(dir)?.get(name).copied())
+    }
+}
