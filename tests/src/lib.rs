@@ -1,1 +1,5 @@
-//! Harness of the end-to-end tests.
+//! What the end-to-end tests, the benches and the demo stand on: real registries, containerds and snapshotters, each
+//! private to its user and gone when it is dropped, and the means to make images and to compare file trees.
+
+pub mod layout;
+pub mod tarball;
