@@ -1,2 +1,26 @@
-//! main
-fn main() {}
+//! The program `clipper`: wires the command line to its commands.
+mod check;
+mod cli;
+mod convert;
+mod inspect;
+mod mount;
+mod pull;
+mod report;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    report::start_log(&cli.common);
+    let outcome = match cli.command {
+        Command::Convert(args) => convert::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
+        Command::Inspect(args) => inspect::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => check::run(&cli.common, args).await,
+        Command::Mount(args) => mount::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
+        Command::Pull(args) => pull::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| report::failure(&error))
+}

@@ -1,0 +1,235 @@
+//! The command line: what users can say, and the texts of `--help`.
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clipper_registry::{Client, ClientOptions, Reference};
+use std::path::PathBuf;
+
+/// Start containers before their image has been downloaded.
+///
+/// `clipper convert` describes the layers of an image so that any byte of any file can be fetched alone, and
+/// publishes the result under a new tag. On nodes, clipper-snapshotter mounts such an image at once. Runtimes that
+/// know nothing of Clipper pull and run the same tag as an ordinary image.
+#[derive(Debug, Parser)]
+#[command(name = "clipper", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed, or `check` found differences; 2 the command line is wrong.
+
+REF is one of
+  registry/repository:tag
+  registry/repository@sha256:…
+  oci:DIR[:TAG]                  an OCI image layout on disk
+
+Registries on loopback are spoken to over plain HTTP, all others over HTTPS unless --plain-http or the
+registry's hosts.toml says otherwise. Credentials come from docker's config.json and its helpers.";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Speak plain HTTP to registries that aren't on loopback
+    #[arg(long, global = true)]
+    pub plain_http: bool,
+    /// Folder of containerd's per-registry settings, HOST/hosts.toml (mirrors, CAs, plain HTTP)
+    #[arg(long, global = true, value_name = "DIR", default_value = "/etc/containerd/certs.d")]
+    pub hosts_dir: PathBuf,
+    /// Docker's config.json, for credentials [default: $DOCKER_CONFIG/config.json or ~/.docker/config.json]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub docker_config: Option<PathBuf>,
+    /// Print the result as one JSON document on standard output; progress goes to standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only print errors and the result
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// What to log: error, warn, info, debug, trace, or per-module filters
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn", env = "CLIPPER_LOG")]
+    pub log: String,
+}
+
+impl Common {
+    /// A registry client with these options.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::new(ClientOptions {
+            plain_http: self.plain_http,
+            hosts_dir: Some(self.hosts_dir.clone()),
+            docker_config: self.docker_config.clone(),
+            ..ClientOptions::default()
+        })?)
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make an accelerated image from an ordinary one
+    Convert(ConvertArgs),
+    /// Show what an accelerated image is made of
+    Inspect(InspectArgs),
+    /// Compare an accelerated image with its base: every path, byte and attribute
+    Check(CheckArgs),
+    /// Mount an accelerated image lazily and read-only, without containerd
+    Mount(MountArgs),
+    /// Pull an accelerated image into containerd without downloading its layers
+    Pull(PullArgs),
+}
+
+/// How the result relates to the base image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Describe the base image's own layers; needs the base image's blobs to stay in the registry
+    IndexOnly,
+}
+
+/// Reads every layer once, as a stream, and publishes an OCI image index with the image (its layers annotated) and
+/// its index (file trees, span tables, checkpoints). The base image's tags, manifests and blobs are never changed.
+/// Nothing is written to local disk. The same input and options always give the same digests; layers that were
+/// already indexed in the target repository are reused.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  clipper convert registry.example.com/team/app:1.4
+      publishes registry.example.com/team/app:1.4_accelerated
+  clipper convert oci:./image:latest registry.example.com/team/app:latest_accelerated
+  clipper convert --platform linux/arm64 --json registry.example.com/team/app:1.4")]
+pub struct ConvertArgs {
+    /// The image to convert (REF)
+    pub source: Reference,
+    /// Where the result goes (REF) [default: SOURCE's repository, its tag with _accelerated]
+    pub target: Option<Reference>,
+    /// How the result relates to the base image
+    #[arg(long, value_enum, default_value_t = Mode::IndexOnly)]
+    pub mode: Mode,
+    /// Convert only this platform, as os/arch[/variant]; may be repeated [default: all]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Vec<String>,
+    /// Most bytes of decompressed data in a span, the unit of fetching: 64K to 16M, a multiple of 4K
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_span_size)]
+    pub span_size: u32,
+    /// Index every layer anew, even if the target repository holds its index already
+    #[arg(long)]
+    pub no_reuse: bool,
+    /// Layers that are worked on at the same time [default: the number of processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: Option<u16>,
+}
+
+/// Shows, for each platform, the layers with their sizes, files, spans and checkpoints, the ratio of index to image,
+/// and whether the base image is needed.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The accelerated image (REF)
+    pub reference: Reference,
+    /// Only this platform, as os/arch[/variant]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
+}
+
+/// Downloads the ordinary layers and unpacks them in memory by a path of its own, reads the same image lazily
+/// through its index, and compares every path, type, byte, owner, mode, time, xattr, link and device number.
+/// Prints the differences and exits with 1 if there are any.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The accelerated image (REF)
+    pub reference: Reference,
+    /// The base image to compare with (REF) [default: the layers that the accelerated image names]
+    #[arg(long, value_name = "REF")]
+    pub base: Option<Reference>,
+    /// Only this platform, as os/arch[/variant] [default: all]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
+    /// Most differences to print
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
+}
+
+/// How a mount shows files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Driver {
+    /// The best that this kernel can do
+    Auto,
+    /// A FUSE filesystem
+    Fuse,
+}
+
+/// Mounts the image read-only on DIR and stays in the foreground. Ctrl-C, SIGTERM or `umount DIR` ends it.
+/// Files are fetched when they are read. What was fetched is kept in the cache and verified.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// The accelerated image (REF)
+    pub reference: Reference,
+    /// An existing directory
+    pub dir: PathBuf,
+    /// How the mount shows files
+    #[arg(long, value_enum, default_value_t = Driver::Auto)]
+    pub driver: Driver,
+    /// Where fetched data are kept [default: a temporary directory, removed at the end]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Only this platform, as os/arch[/variant] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
+    /// Also fetch, in the background, what nobody has read yet
+    #[arg(long)]
+    pub fill: bool,
+}
+
+/// Does through containerd's API what `ctr image pull` does, and passes the snapshotter the labels that it needs to
+/// mount the image without its layers: for containerd versions whose own clients can't. Layers that the snapshotter
+/// doesn't take are downloaded and unpacked as usual.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// The image (REF in a registry)
+    pub reference: Reference,
+    /// containerd's socket
+    #[arg(long, short, value_name = "SOCK", default_value = "/run/containerd/containerd.sock",
+          env = "CONTAINERD_ADDRESS")]
+    pub address: PathBuf,
+    /// containerd's namespace; kubelet's images are in k8s.io
+    #[arg(long, short, value_name = "NS", default_value = "default", env = "CONTAINERD_NAMESPACE")]
+    pub namespace: String,
+    /// The snapshotter, as containerd's config names it
+    #[arg(long, value_name = "NAME", default_value = "clipper")]
+    pub snapshotter: String,
+    /// Only this platform, as os/arch[/variant] [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
+}
+
+fn parse_span_size(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.strip_suffix(['K', 'k', 'M', 'm']) {
+        Some(digits) => (digits, if text.ends_with(['K', 'k']) { 1 << 10 } else { 1 << 20 }),
+        None => (text, 1),
+    };
+    digits
+        .parse::<u32>()
+        .ok()
+        .and_then(|n| n.checked_mul(unit))
+        .filter(|n| (64 << 10..=16 << 20).contains(n) && n % 4096 == 0)
+        .ok_or_else(|| "expected 64K to 16M, a multiple of 4K, such as 1M or 512K".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn span_sizes() {
+        assert_eq!(parse_span_size("1M"), Ok(1 << 20));
+        assert_eq!(parse_span_size("512k"), Ok(512 << 10));
+        assert_eq!(parse_span_size("65536"), Ok(65536));
+        for bad in ["", "M", "0", "1K", "100000", "32M", "9999999M", "-1M", "1G"] {
+            assert!(parse_span_size(bad).is_err(), "{bad}");
+        }
+    }
+}

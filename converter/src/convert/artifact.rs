@@ -1,0 +1,208 @@
+//! The documents that are published: image manifest, index manifest, and the OCI image index that holds both.
+use clipper_format::Digest;
+use clipper_format::index::{
+    ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, MEDIA_TYPE_CHECKPOINTS, MEDIA_TYPE_INDEX_ARTIFACT,
+    MEDIA_TYPE_INDEX_LAYER,
+};
+use serde_json::{Map, Value, json};
+
+/// Media type of an OCI image index (image-spec, image-index.md).
+pub const IMAGE_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of an OCI image manifest (image-spec, manifest.md).
+pub const IMAGE_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const EMPTY_JSON: &str = "application/vnd.oci.empty.v1+json";
+/// The content of the empty descriptor (image-spec, manifest.md, "Guidance for an Empty Descriptor").
+pub const EMPTY: &[u8] = b"{}";
+
+/// Annotation of the image manifest: the digest of the manifest that was converted.
+pub const ANNOTATION_BASE: &str = "io.clipper.base.digest";
+/// Annotation of the image manifest: the mode of conversion.
+pub const ANNOTATION_MODE: &str = "io.clipper.mode";
+
+/// A document ready to be pushed. Keys are sorted, so that equal content has equal digests.
+pub struct Document {
+    /// Its media type.
+    pub media_type: &'static str,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Document {
+    fn new(media_type: &'static str, value: &Value) -> Self {
+        let bytes = sorted(value).to_string().into_bytes();
+        Self { media_type, digest: Digest::of(&bytes), bytes }
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len() })
+    }
+}
+
+/// `value` with the keys of all objects in order, whatever order serde_json was built to keep.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut keys: Vec<_> = map.keys().collect();
+            keys.sort();
+            Value::Object(keys.into_iter().map(|k| (k.clone(), sorted(&map[k]))).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
+}
+
+/// Docker's media types as OCI's: the blobs are the same, and an OCI index should hold OCI manifests.
+fn oci_media_type(media_type: &str) -> String {
+    match media_type {
+        "application/vnd.docker.container.image.v1+json" => IMAGE_CONFIG,
+        "application/vnd.docker.image.rootfs.diff.tar.gzip" => "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+        }
+        "application/vnd.docker.image.rootfs.foreign.diff.tar" => {
+            "application/vnd.oci.image.layer.nondistributable.v1.tar"
+        }
+        other => other,
+    }
+    .to_owned()
+}
+
+fn annotate(object: &mut Map<String, Value>, annotations: &[(&str, String)]) {
+    let slot = object.entry("annotations").or_insert_with(|| json!({}));
+    if !slot.is_object() {
+        *slot = json!({});
+    }
+    if let Value::Object(map) = slot {
+        map.extend(annotations.iter().map(|(k, v)| ((*k).to_owned(), Value::from(v.as_str()))));
+    }
+}
+
+/// The image manifest: the base's own (`base`, with digest `base_digest`), in OCI media types, with the annotations
+/// by which a snapshotter knows its layers. All else in it is kept.
+pub fn image_manifest(base: &Value, base_digest: Digest, index: &BlobRef) -> Document {
+    let mut manifest = base.as_object().cloned().unwrap_or_default();
+    manifest.insert("schemaVersion".into(), json!(2));
+    manifest.insert("mediaType".into(), json!(IMAGE_MANIFEST));
+    let translate = |descriptor: &mut Value| {
+        if let Some(text) = descriptor.get("mediaType").and_then(Value::as_str).map(oci_media_type) {
+            descriptor["mediaType"] = Value::from(text);
+        }
+    };
+    if let Some(config) = manifest.get_mut("config") {
+        translate(config);
+    }
+    for layer in manifest.get_mut("layers").and_then(Value::as_array_mut).into_iter().flatten() {
+        translate(layer);
+        let digest = layer.get("digest").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if let Value::Object(layer) = layer {
+            annotate(layer, &[(ANNOTATION_INDEX, index.digest.to_string()), (ANNOTATION_LAYER, digest)]);
+        }
+    }
+    annotate(&mut manifest, &[(ANNOTATION_BASE, base_digest.to_string()), (ANNOTATION_MODE, "index-only".into())]);
+    Document::new(IMAGE_MANIFEST, &Value::Object(manifest))
+}
+
+/// The index manifest: an OCI artifact whose subject is the image manifest.
+pub fn index_manifest(image: &Document, index: &BlobRef, checkpoints: Option<&BlobRef>) -> Document {
+    let blob = |media_type: &str, blob: &BlobRef| json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size });
+    let mut layers = vec![blob(MEDIA_TYPE_INDEX_LAYER, index)];
+    layers.extend(checkpoints.map(|c| blob(MEDIA_TYPE_CHECKPOINTS, c)));
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": IMAGE_MANIFEST,
+        "artifactType": MEDIA_TYPE_INDEX_ARTIFACT,
+        "config": { "mediaType": EMPTY_JSON, "digest": Digest::of(EMPTY), "size": EMPTY.len() },
+        "layers": layers,
+        "subject": image.descriptor(),
+    });
+    Document::new(IMAGE_MANIFEST, &manifest)
+}
+
+/// The OCI image index of all `(platform, image manifest, index manifest)`. Index manifests follow all images, for
+/// clients that take the first entry without looking at platforms.
+pub fn image_index(images: &[(Value, Document, Document)]) -> Document {
+    let with = |document: &Document, extra: Value| {
+        let mut descriptor = document.descriptor();
+        if let (Value::Object(descriptor), Value::Object(extra)) = (&mut descriptor, extra) {
+            descriptor.extend(extra);
+        }
+        descriptor
+    };
+    let mut manifests: Vec<Value> =
+        images.iter().map(|(platform, image, _)| with(image, json!({ "platform": platform }))).collect();
+    manifests.extend(images.iter().map(|(_, _, index)| {
+        with(
+            index,
+            json!({
+                "artifactType": MEDIA_TYPE_INDEX_ARTIFACT,
+                "platform": { "architecture": "unknown", "os": "unknown" },
+            }),
+        )
+    }));
+    Document::new(
+        IMAGE_INDEX,
+        &json!({ "schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": manifests }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blob(text: &str) -> BlobRef {
+        BlobRef { digest: Digest::of(text.as_bytes()), size: text.len() as u64 }
+    }
+
+    #[test]
+    fn docker_manifests_become_oci_and_keep_everything_else() {
+        let layer = Digest::of(b"layer");
+        let base = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": { "mediaType": "application/vnd.docker.container.image.v1+json", "digest": layer, "size": 7 },
+            "layers": [{ "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "digest": layer, "size": 5,
+                         "annotations": { "kept": "yes" } }],
+            "annotations": { "also": "kept" },
+            "unheardOf": [1, 2],
+        });
+        let (index, base_digest) = (blob("index"), Digest::of(b"base"));
+        let document = image_manifest(&base, base_digest, &index);
+        assert_eq!(document.digest, Digest::of(&document.bytes));
+        let made: Value = serde_json::from_slice(&document.bytes).unwrap();
+        assert_eq!(made["mediaType"], IMAGE_MANIFEST);
+        assert_eq!(made["config"]["mediaType"], IMAGE_CONFIG);
+        assert_eq!(made["layers"][0]["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
+        assert_eq!(made["layers"][0]["annotations"]["kept"], "yes");
+        assert_eq!(made["layers"][0]["annotations"][ANNOTATION_INDEX], index.digest.to_string());
+        assert_eq!(made["layers"][0]["annotations"][ANNOTATION_LAYER], layer.to_string());
+        assert_eq!(made["annotations"]["also"], "kept");
+        assert_eq!(made["annotations"][ANNOTATION_BASE], base_digest.to_string());
+        assert_eq!(made["unheardOf"], json!([1, 2]));
+    }
+
+    #[test]
+    fn the_index_manifest_points_at_its_image_and_comes_after_all_images() {
+        let index = blob("index");
+        let image = image_manifest(&json!({ "layers": [] }), Digest::of(b"base"), &index);
+        let artifact = index_manifest(&image, &index, Some(&blob("checkpoints")));
+        let made: Value = serde_json::from_slice(&artifact.bytes).unwrap();
+        assert_eq!(made["subject"]["digest"], image.digest.to_string());
+        assert_eq!(made["artifactType"], MEDIA_TYPE_INDEX_ARTIFACT);
+        assert_eq!(made["layers"].as_array().map(Vec::len), Some(2));
+        let top = image_index(&[(json!({ "os": "linux", "architecture": "amd64" }), image, artifact)]);
+        let made: Value = serde_json::from_slice(&top.bytes).unwrap();
+        assert_eq!(made["manifests"][0]["platform"]["os"], "linux");
+        assert_eq!(made["manifests"][1]["platform"]["os"], "unknown");
+        assert_eq!(made["manifests"][1]["artifactType"], MEDIA_TYPE_INDEX_ARTIFACT);
+    }
+
+    #[test]
+    fn keys_are_sorted() {
+        let value: Value = serde_json::from_str(r#"{"b":[{"z":1,"a":2}],"a":{"y":1,"x":2}}"#).unwrap();
+        assert_eq!(sorted(&value).to_string(), r#"{"a":{"x":2,"y":1},"b":[{"a":2,"z":1}]}"#);
+    }
+}

@@ -1,0 +1,179 @@
+//! What a conversion will do: which images, which layers, from where to where.
+use super::layer::LayerInput;
+use crate::cli::ConvertArgs;
+use anyhow::{Context, Result, bail};
+use clipper_format::Digest;
+use clipper_format::index::{MEDIA_TYPE_INDEX_ARTIFACT, BlobRef};
+use clipper_registry::image::{ImageSet, PlatformImage};
+use clipper_registry::{Client, Reference, Repository};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The suffix of an accelerated image's tag.
+pub const TAG_SUFFIX: &str = "_accelerated";
+
+/// Largest image config read.
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// Everything that is known before the first layer is read.
+pub struct Plan {
+    /// The image to convert.
+    pub source: Reference,
+    /// Where the result goes.
+    pub target: Reference,
+    /// `source`'s repository.
+    pub from: Repository,
+    /// `target`'s repository.
+    pub to: Repository,
+    /// Whether `from` and `to` are the same.
+    pub same_repository: bool,
+    /// The images, in the order of the source's index.
+    pub images: Vec<PlannedImage>,
+    /// All layers of all images, each once.
+    pub layers: BTreeMap<Digest, LayerInput>,
+}
+
+/// An image of one platform.
+pub struct PlannedImage {
+    /// Its platform, as an OCI platform object.
+    pub platform: Value,
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// Its manifest.
+    pub manifest: Value,
+    /// Its config blob.
+    pub config: BlobRef,
+    /// The layers, bottom first, as the manifest lists them.
+    pub layers: Vec<BlobRef>,
+}
+
+impl PlannedImage {
+    /// The layers, bottom first, without repetitions.
+    pub fn distinct_layers(&self) -> Vec<Digest> {
+        let mut seen = std::collections::BTreeSet::new();
+        self.layers.iter().map(|l| l.digest).filter(|d| seen.insert(*d)).collect()
+    }
+
+    /// `os/arch[/variant]`.
+    pub fn platform_name(&self) -> String {
+        let part = |key: &str| self.platform.get(key).and_then(Value::as_str);
+        [part("os"), part("architecture"), part("variant")].into_iter().flatten().collect::<Vec<_>>().join("/")
+    }
+}
+
+impl Plan {
+    /// Reads the manifests and configs of the source.
+    pub async fn make(client: &Client, args: &ConvertArgs) -> Result<Self> {
+        let source = args.source.clone();
+        let target = match &args.target {
+            Some(target) => target.clone(),
+            None => default_target(&source)?,
+        };
+        if target.tag().is_none() {
+            bail!("TARGET {target} needs a tag: the result is published under it");
+        }
+        if source == target {
+            bail!("SOURCE and TARGET are the same: the base image is never overwritten");
+        }
+        let from = client.repository(&source)?;
+        let to = client.repository(&target)?;
+        let set = ImageSet::resolve(&from, &source).await?;
+        if set.attachments.iter().any(|a| a.artifact_type.as_deref() == Some(MEDIA_TYPE_INDEX_ARTIFACT)) {
+            bail!("{source} is an accelerated image already: convert its base image");
+        }
+        let mut plan = Self {
+            same_repository: source.same_repository(&target),
+            source,
+            target,
+            from,
+            to,
+            images: Vec::new(),
+            layers: BTreeMap::new(),
+        };
+        let mut available = Vec::new();
+        for image in &set.images {
+            let name = image.platform_name();
+            let wanted = args.platform.is_empty() || args.platform.iter().any(|p| *p == name);
+            available.push(name);
+            if wanted {
+                plan.add(image).await?;
+            }
+        }
+        if let Some(missing) = args.platform.iter().find(|p| !available.contains(p)) {
+            bail!("{} has no image for platform {missing}; it has {}", plan.source, available.join(", "));
+        }
+        if plan.images.is_empty() {
+            bail!("{} holds no image", plan.source);
+        }
+        Ok(plan)
+    }
+
+    async fn add(&mut self, image: &PlatformImage) -> Result<()> {
+        let source = &self.source;
+        let manifest: Value = serde_json::from_slice(&image.bytes)
+            .with_context(|| format!("{source}: manifest {}", image.digest))?;
+        let config = BlobRef { digest: image.config.digest, size: image.config.size };
+        let bytes = self.from.blob(config.digest, config.size).read_all(CONFIG_LIMIT).await?;
+        let parsed: Value =
+            serde_json::from_slice(&bytes).with_context(|| format!("{source}: config {}", config.digest))?;
+        let diff_ids: Vec<Digest> = parsed
+            .pointer("/rootfs/diff_ids")
+            .cloned()
+            .map(serde_json::from_value)
+            .transpose()
+            .with_context(|| format!("{source}: config {}: rootfs.diff_ids", config.digest))?
+            .unwrap_or_default();
+        if diff_ids.len() != image.layers.len() {
+            bail!(
+                "{source}: manifest {} has {} layers but its config {} has {} diff IDs",
+                image.digest,
+                image.layers.len(),
+                config.digest,
+                diff_ids.len()
+            );
+        }
+        for (layer, diff_id) in image.layers.iter().zip(diff_ids) {
+            if layer.media_type.ends_with("zstd") {
+                // Say so before anything is read; a mislabelled layer is found by its first bytes.
+                return Err(super::layer::LayerError::Zstd(layer.digest, layer.media_type.clone()).into());
+            }
+            let input = LayerInput {
+                blob: self.from.blob(layer.digest, layer.size),
+                media_type: layer.media_type.clone(),
+                diff_id,
+            };
+            let known = self.layers.entry(layer.digest).or_insert(input);
+            if known.diff_id != diff_id || known.blob.size() != layer.size {
+                bail!("{source}: layer {} is described in two ways that contradict each other", layer.digest);
+            }
+        }
+        self.images.push(PlannedImage {
+            platform: platform(image, &parsed),
+            digest: image.digest,
+            manifest,
+            config,
+            layers: image.layers.iter().map(|l| BlobRef { digest: l.digest, size: l.size }).collect(),
+        });
+        Ok(())
+    }
+}
+
+/// The platform that the source's index gives, or else the one in the image config.
+fn platform(image: &PlatformImage, config: &Value) -> Value {
+    if let Some(platform) = &image.platform {
+        return platform.clone();
+    }
+    let keys = ["os", "architecture", "variant", "os.version", "os.features"];
+    Value::Object(
+        keys.iter()
+            .filter_map(|k| Some(((*k).to_owned(), config.get(k).filter(|v| !v.is_null())?.clone())))
+            .collect(),
+    )
+}
+
+fn default_target(source: &Reference) -> Result<Reference> {
+    match source.tag() {
+        Some(tag) => Ok(source.with_tag(&format!("{tag}{TAG_SUFFIX}"))?),
+        None => bail!("{source} has no tag to derive the result's from: name a TARGET"),
+    }
+}

@@ -1,0 +1,38 @@
+//! The gzip indexer over hostile streams, and the span decoder over what it made of them: every span that was cut
+//! must decode, alone, to the bytes that the indexer saw.
+#![no_main]
+use clipper_format::gzip::{IndexOptions, IndexedSpan, Indexer, SpanDecoder};
+use clipper_format::span::Span;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let mut indexer = Indexer::new(IndexOptions { span_size: 64 << 10 });
+    let mut spans: Vec<IndexedSpan> = Vec::new();
+    let piece = data.first().map_or(1, |b| usize::from(*b) * 16 + 1);
+    for part in data.chunks(piece) {
+        // A bomb is no finding: a few megabytes of output are enough to look at.
+        if indexer.push(part, &mut spans).is_err() || spans.len() > 64 {
+            break;
+        }
+    }
+    let _ = indexer.finish(&mut spans);
+    for indexed in &spans {
+        let span = Span {
+            device_offset: indexed.device_offset,
+            device_len: indexed.bytes.len() as u32,
+            source_offset: indexed.source_offset,
+            source_len: indexed.source_len,
+            start: indexed.start,
+            blake3: [0; 32],
+        };
+        let from = span.source_offset as usize;
+        let Some(source) = data.get(from..from + span.source_len as usize) else { panic!("span outside its source") };
+        let mut out = vec![0; indexed.bytes.len()];
+        let mut decoder = SpanDecoder::start(&span, indexed.checkpoint.as_ref()).expect("own span starts");
+        decoder.decode(&span, source, &mut out).expect("own span decodes");
+        assert_eq!(out, indexed.bytes);
+        // The same span over other bytes: anything but a panic.
+        let _ = SpanDecoder::start(&span, indexed.checkpoint.as_ref())
+            .and_then(|mut d| d.decode(&span, &data[..source.len().min(data.len())], &mut out));
+    }
+});
