@@ -1,5 +1,11 @@
 //! What the end-to-end tests, the benches and the demo stand on: real registries, containerds and snapshotters, each
 //! private to its user and gone when it is dropped, and the means to make images and to compare file trees.
 
+pub mod clipper;
+pub mod containerd;
+pub mod daemon;
 pub mod layout;
+pub mod registry;
+pub mod scratch;
 pub mod tarball;
+pub mod walk;

@@ -1,0 +1,168 @@
+//! The project's own programs as the tests run them: `clipper` by its command line, `clipper-snapshotter` as a daemon.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::daemon::{Daemon, program, run};
+use crate::scratch::Scratch;
+
+/// `clipper ARGS`, not yet run.
+pub fn clipper(args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(program("clipper")?);
+    command.args(args);
+    Ok(command)
+}
+
+/// Runs `clipper ARGS`, which must succeed; gives what it printed.
+pub fn clipper_ok(args: &[&str]) -> Result<String> {
+    run(&mut clipper(args)?)
+}
+
+/// Runs `clipper ARGS` whatever comes of it.
+pub fn clipper_output(args: &[&str]) -> Result<Output> {
+    clipper(args)?.stdin(Stdio::null()).output().context("starting clipper")
+}
+
+/// Converts an image in place; gives the accelerated reference and what `--json` reported.
+pub fn convert(reference: &str) -> Result<(String, Value)> {
+    let report = clipper_ok(&["convert", "--json", reference])?;
+    let report = serde_json::from_str(&report).with_context(|| format!("`convert --json` printed {report}"))?;
+    Ok((format!("{reference}_accelerated"), report))
+}
+
+/// A running `clipper-snapshotter`.
+#[derive(Debug)]
+pub struct Snapshotter {
+    daemon: Option<Daemon>,
+    socket: PathBuf,
+    root: PathBuf,
+    scratch: Scratch,
+}
+
+impl Snapshotter {
+    /// Starts one on an empty root.
+    pub fn start() -> Result<Self> {
+        let scratch = Scratch::new("snapshotter")?;
+        let (socket, root) = (scratch.join("s.sock"), scratch.join("root"));
+        let mut snapshotter = Self { daemon: None, socket, root, scratch };
+        snapshotter.launch()?;
+        Ok(snapshotter)
+    }
+
+    /// Starts it on the root that it left, after `stop` or `kill`.
+    pub fn launch(&mut self) -> Result<()> {
+        let (socket, root) = (self.socket.display().to_string(), self.root.display().to_string());
+        let args = ["--address", &socket, "--root", &root];
+        let log = self.scratch.join("log");
+        let mut daemon = Daemon::start("clipper-snapshotter", &program("clipper-snapshotter")?, &args, &log)?;
+        let path = self.socket.clone();
+        daemon.wait_until("listening", Duration::from_secs(20), || {
+            std::os::unix::net::UnixStream::connect(&path).ok()
+        })?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Asks it to end, as a package upgrade would.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.stop()?;
+        }
+        Ok(())
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.scratch.join("log")).unwrap_or_default()
+    }
+
+    /// The process.
+    pub fn daemon(&self) -> Option<&Daemon> {
+        self.daemon.as_ref()
+    }
+
+    /// Resident memory in KiB of it and of all its children.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let daemon = self.daemon.as_ref().context("the snapshotter is not running")?;
+        let mut total = daemon.memory_kib("VmRSS")?;
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+            let line = status.lines().find(|line| line.starts_with("VmRSS"));
+            total += line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or_default();
+        }
+        Ok(total)
+    }
+
+    /// Bytes of disk that its root takes.
+    pub fn disk_usage(&self) -> u64 {
+        disk_usage(&self.root)
+    }
+}
+
+/// Bytes of disk that a directory takes, holes not counted, mounts not entered.
+pub fn disk_usage(dir: &Path) -> u64 {
+    let listed = run(Command::new("du").args(["-sxB1"]).arg(dir));
+    listed.ok().and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+}
+
+/// `clipper mount` in the foreground, ended and unmounted when dropped.
+#[derive(Debug)]
+pub struct LazyMount {
+    daemon: Daemon,
+    at: PathBuf,
+    scratch: Scratch,
+}
+
+impl LazyMount {
+    /// Mounts an accelerated image.
+    pub fn start(reference: &str) -> Result<Self> {
+        let scratch = Scratch::new("mount")?;
+        let (at, cache) = (scratch.subdir("at")?, scratch.subdir("cache")?);
+        let (at_text, cache_text) = (at.display().to_string(), cache.display().to_string());
+        let args = ["mount", "--cache", &cache_text, reference, &at_text];
+        let mut daemon = Daemon::start("clipper mount", &program("clipper")?, &args, &scratch.join("log"))?;
+        daemon.wait_until("mounting", Duration::from_secs(30), || is_mounted(&at).then_some(()))?;
+        Ok(Self { daemon, at, scratch })
+    }
+
+    /// Where the tree is.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Its cache directory.
+    pub fn cache(&self) -> PathBuf {
+        self.scratch.join("cache")
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        self.daemon.log()
+    }
+
+    /// The process.
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+}
+
+/// Whether something is mounted exactly there.
+pub fn is_mounted(at: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().any(|line| line.split(' ').nth(4) == at.to_str())
+}

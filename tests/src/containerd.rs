@@ -1,0 +1,242 @@
+//! A private containerd: own root, state, socket and shims, beside whatever containerd the machine may run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::daemon::{Daemon, run};
+use crate::scratch::Scratch;
+
+/// What a containerd is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Socket of a proxy snapshotter, known to containerd as `clipper`.
+    pub snapshotter: Option<PathBuf>,
+    /// What the CRI takes as its snapshotter: `overlayfs` or `clipper`.
+    pub cri_snapshotter: String,
+    /// The CRI's sandbox image.
+    pub sandbox_image: String,
+    /// Prefix of another command that containerd is started by.
+    pub prefix: Vec<String>,
+}
+
+impl Settings {
+    /// containerd on its own, with its own overlayfs.
+    pub fn overlayfs() -> Self {
+        let (cri_snapshotter, sandbox_image) = ("overlayfs".into(), "none".into());
+        Self { snapshotter: None, cri_snapshotter, sandbox_image, prefix: Vec::new() }
+    }
+
+    /// containerd with Clipper as a plugin and as the CRI's snapshotter.
+    pub fn clipper(socket: &Path) -> Self {
+        let (cri_snapshotter, sandbox_image) = ("clipper".into(), "none".into());
+        Self { snapshotter: Some(socket.into()), cri_snapshotter, sandbox_image, prefix: Vec::new() }
+    }
+}
+
+/// A running containerd.
+#[derive(Debug)]
+pub struct Containerd {
+    daemon: Option<Daemon>,
+    settings: Settings,
+    socket: PathBuf,
+    scratch: Scratch,
+}
+
+/// The namespace that `ctr` is told to use.
+pub const NAMESPACE: &str = "tests";
+
+impl Containerd {
+    /// Starts one, empty.
+    pub fn start(settings: Settings) -> Result<Self> {
+        let scratch = Scratch::new("containerd")?;
+        let socket = scratch.join("containerd.sock");
+        let mut containerd = Self { daemon: None, settings, socket, scratch };
+        fs::write(containerd.scratch.join("config.toml"), containerd.config())?;
+        containerd.launch()?;
+        Ok(containerd)
+    }
+
+    /// Ends containerd and starts it again on the same state. Containers go on meanwhile.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon = None;
+        self.launch()
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its directory of persistent data.
+    pub fn root(&self) -> PathBuf {
+        self.scratch.join("root")
+    }
+
+    /// The process.
+    pub fn daemon(&self) -> Option<&Daemon> {
+        self.daemon.as_ref()
+    }
+
+    /// Runs `ctr ARGS`; gives its output.
+    pub fn ctr(&self, args: &[&str]) -> Result<String> {
+        run(&mut self.ctr_command(args))
+    }
+
+    /// `ctr ARGS`, not yet run.
+    pub fn ctr_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(&self.socket).args(["--namespace", NAMESPACE]).args(args);
+        command
+    }
+
+    /// Pulls and unpacks an image as `ctr` does, whole.
+    pub fn pull(&self, snapshotter: &str, reference: &str) -> Result<()> {
+        self.ctr(&["images", "pull", "--plain-http", "--snapshotter", snapshotter, reference]).map(|_| ())
+    }
+
+    /// Runs a command in a new container and removes it; gives what it printed.
+    pub fn run(&self, snapshotter: &str, reference: &str, id: &str, command: &[&str]) -> Result<String> {
+        let mut args = vec!["run", "--rm", "--net-host", "--snapshotter", snapshotter, reference, id];
+        args.extend(command);
+        self.ctr(&args)
+    }
+
+    /// Starts a container in the background, with the image's own command.
+    pub fn start_container(&self, snapshotter: &str, reference: &str, id: &str, args: &[&str]) -> Result<()> {
+        let mut line = vec!["run", "--detach", "--net-host", "--snapshotter", snapshotter, reference, id];
+        line.extend(args);
+        self.ctr(&line).map(|_| ())
+    }
+
+    /// Kills and removes a container that was started in the background.
+    pub fn remove_container(&self, id: &str) -> Result<()> {
+        let _ = self.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
+        let _ = self.ctr(&["task", "delete", "--force", id]);
+        self.ctr(&["containers", "delete", id]).map(|_| ())
+    }
+
+    /// Mounts an image's file tree read-only at a place of its own, through a snapshotter; unmounted when dropped.
+    pub fn view(&self, snapshotter: &str, reference: &str) -> Result<View<'_>> {
+        let at = self.scratch.subdir(format!("view-{}", fs::read_dir(self.scratch.path())?.count()))?;
+        let key = format!("view-{}", at.display());
+        let chain = self.chain_id(reference)?;
+        self.ctr(&["snapshots", "--snapshotter", snapshotter, "view", &key, &chain])?;
+        let view = View { containerd: self, snapshotter: snapshotter.into(), key, at };
+        let mounts = self.ctr(&["snapshots", "--snapshotter", snapshotter, "mounts", &view.at.display().to_string(), &view.key])?;
+        for line in mounts.lines().filter(|line| !line.trim().is_empty()) {
+            run(Command::new("sh").args(["-c", line]))?;
+        }
+        Ok(view)
+    }
+
+    /// The chain ID of an image's topmost layer: the name of its snapshot.
+    pub fn chain_id(&self, reference: &str) -> Result<String> {
+        let line = self.ctr(&["images", "list", &format!("name=={reference}")])?;
+        let digest = line.split_whitespace().find(|word| word.starts_with("sha256:")).context("no such image")?;
+        let mut manifest: serde_json::Value = serde_json::from_str(&self.ctr(&["content", "get", digest])?)?;
+        if let Some(first) = manifest["manifests"].as_array().and_then(|all| {
+            all.iter().find(|one| one["platform"]["architecture"] == "amd64").or(all.first())
+        }) {
+            let digest = first["digest"].as_str().context("a manifest without a digest")?;
+            manifest = serde_json::from_str(&self.ctr(&["content", "get", digest])?)?;
+        }
+        let config = manifest["config"]["digest"].as_str().context("a manifest without a config")?;
+        let config: serde_json::Value = serde_json::from_str(&self.ctr(&["content", "get", config])?)?;
+        let diff_ids = config["rootfs"]["diff_ids"].as_array().context("no diff_ids")?;
+        let mut chain = String::new();
+        for diff_id in diff_ids.iter().filter_map(|id| id.as_str()) {
+            chain = match chain.as_str() {
+                "" => diff_id.to_owned(),
+                below => crate::layout::hex_digest(format!("{below} {diff_id}").as_bytes()),
+            };
+        }
+        Ok(chain)
+    }
+
+    /// The keys of all snapshots.
+    pub fn snapshots(&self, snapshotter: &str) -> Result<Vec<String>> {
+        let list = self.ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
+        Ok(list.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(String::from)).collect())
+    }
+
+    /// Removes an image and waits for the garbage collection that it sets off.
+    pub fn remove_image(&self, reference: &str) -> Result<()> {
+        self.ctr(&["images", "remove", "--sync", reference]).map(|_| ())
+    }
+
+    fn launch(&mut self) -> Result<()> {
+        let config = self.scratch.join("config.toml").display().to_string();
+        let mut line: Vec<&str> = self.settings.prefix.iter().map(String::as_str).collect();
+        line.extend(["containerd", "--config", &config]);
+        let mut daemon = Daemon::start("containerd", Path::new(line[0]), &line[1..], &self.scratch.join("log"))?;
+        let socket = self.socket.clone();
+        daemon.wait_until("answering", Duration::from_secs(30), || {
+            Command::new("ctr").arg("--address").arg(&socket).arg("version").output().ok().filter(|run| run.status.success())
+        })?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    fn config(&self) -> String {
+        let dir = self.scratch.path().display();
+        let Settings { snapshotter, cri_snapshotter, sandbox_image, .. } = &self.settings;
+        let proxy = snapshotter.as_ref().map(|socket| {
+            format!("[proxy_plugins.clipper]\n  type = \"snapshot\"\n  address = \"{}\"\n", socket.display())
+        });
+        format!(
+            r#"version = 2
+root = "{dir}/root"
+state = "{dir}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs", "io.containerd.internal.v1.tracing"]
+[grpc]
+  address = "{dir}/containerd.sock"
+[ttrpc]
+  address = "{dir}/containerd.sock.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{dir}/opt"
+[plugins."io.containerd.gc.v1.scheduler"]
+  startup_delay = "10ms"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{sandbox_image}"
+  stream_server_port = "0"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{cri_snapshotter}"
+    disable_snapshot_annotations = false
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{dir}/cni"
+    bin_dir = "{dir}/cni"
+{}"#,
+            proxy.unwrap_or_default()
+        )
+    }
+}
+
+/// A mounted snapshot of an image.
+#[derive(Debug)]
+pub struct View<'a> {
+    containerd: &'a Containerd,
+    snapshotter: String,
+    key: String,
+    at: PathBuf,
+}
+
+impl View<'_> {
+    /// Where the tree is.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
+        let _ = self.containerd.ctr(&["snapshots", "--snapshotter", &self.snapshotter, "remove", &self.key]);
+    }
+}

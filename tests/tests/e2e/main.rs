@@ -1,0 +1,3 @@
+//! End to end: real containerd, registry, runc and kernel.
+
+mod ground;
