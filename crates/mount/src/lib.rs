@@ -1,1 +1,21 @@
-//! mount
+//! Clipper's mounts: a node's store of indexes, devices and trees, the lazy image that joins a tree to its devices,
+//! and the drivers that show it as a directory.
+//!
+//! The edges only translate: [`LazyImage`] knows neither FUSE nor containerd, and answers where every byte of a file
+//! comes from; the `fuse` room turns kernel requests into its questions. [`Store`] is what programs hold: it turns
+//! [`LayerRef`]s into lazy images and mounts them.
+
+pub mod accelerated;
+mod fuse;
+mod layer;
+mod lazy_image;
+mod mounted;
+mod options;
+mod store;
+
+pub use accelerated::{AcceleratedError, AcceleratedImage, AcceleratedLayer};
+pub use layer::LayerRef;
+pub use lazy_image::{LazyDevice, LazyError, LazyImage};
+pub use mounted::{MountError, Mounted, detach_stale};
+pub use options::{Driver, MountOptions, UnknownDriver};
+pub use store::{Store, StoreError, StoreOptions};

@@ -1,0 +1,117 @@
+//! A mounted image: the directory it is on, and how its life ends.
+use crate::{
+    Driver, LazyImage, MountOptions, StoreError,
+    fuse::{self, FuseSession},
+};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+use tokio::{runtime::Handle, task::spawn_blocking};
+
+/// An image mounted read-only on a directory. Dropping it unmounts; files that are still open then stay readable until
+/// they are closed, as does an overlay that uses the mount.
+pub struct Mounted {
+    dir: PathBuf,
+    image: LazyImage,
+    session: FuseSession,
+}
+
+/// Why an image can't be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The store can't make the image.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel or the directory refuses.
+    #[error("{}: {doing}", dir.display())]
+    Kernel {
+        /// Where the image is or should be mounted.
+        dir: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Something else is mounted over the image.
+    #[error("{}: another file system is mounted over this one: unmount it first", dir.display())]
+    Covered {
+        /// Where the image is mounted.
+        dir: PathBuf,
+    },
+    /// The process is shutting down.
+    #[error("the mount was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+impl Mounted {
+    /// Mounts `image` on `dir`, an existing directory. Tasks that fetch run on `runtime`.
+    ///
+    /// # Errors
+    /// If `dir` isn't a directory or the kernel refuses; needs root and `/dev/fuse`.
+    pub async fn mount(
+        image: LazyImage,
+        dir: &Path,
+        options: &MountOptions,
+        runtime: Handle,
+    ) -> Result<Self, MountError> {
+        let (shown, at, options_of_session) = (image.clone(), dir.to_owned(), options.clone());
+        let session = spawn_blocking(move || match options_of_session.driver {
+            Driver::Auto | Driver::Fuse => fuse::mount(shown, &at, &options_of_session, runtime),
+        })
+        .await??;
+        if options.background_fill {
+            for device in image.devices() {
+                device.device.start_fill();
+            }
+        }
+        Ok(Self { dir: session.dir().to_owned(), image, session })
+    }
+
+    /// Where the image is mounted, as an absolute path without symlinks.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What is mounted.
+    pub fn image(&self) -> &LazyImage {
+        &self.image
+    }
+
+    /// Whether the kernel still asks: not after an unmount, by whomever, once the last file is closed.
+    pub fn is_live(&self) -> bool {
+        !self.session.has_ended()
+    }
+
+    /// Waits until the kernel asks no more: the image was unmounted, by whomever, and the last open file and the last
+    /// overlay on it are gone.
+    pub async fn ended(&self) {
+        self.session.ended().await;
+    }
+
+    /// Unmounts. If files are open, the image vanishes from the directory and lives on for who has them open. Nothing
+    /// happens if it was unmounted already.
+    ///
+    /// # Errors
+    /// If something else is mounted over the image, or the kernel refuses.
+    pub fn unmount(&self) -> Result<(), MountError> {
+        self.session.unmount()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "an image can't be unmounted");
+        }
+    }
+}
+
+/// Unmounts whatever is mounted on `dir`, layer upon layer, lazily: what a process that died left behind. Tells whether
+/// anything was.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn detach_stale(dir: &Path) -> Result<bool, MountError> {
+    fuse::detach_all(dir)
+}

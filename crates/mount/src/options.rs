@@ -1,0 +1,70 @@
+//! How an image is mounted.
+use std::{fmt, str::FromStr};
+
+/// What shows the merged tree to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Driver {
+    /// The best driver that this kernel has; [`Driver::Fuse`] today.
+    #[default]
+    Auto,
+    /// A FUSE filesystem that serves the tree itself; any kernel.
+    Fuse,
+}
+
+/// A driver's name that isn't one.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("unknown driver {0:?}: expected auto or fuse")]
+pub struct UnknownDriver(String);
+
+impl FromStr for Driver {
+    type Err = UnknownDriver;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDriver> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "fuse" => Ok(Self::Fuse),
+            _ => Err(UnknownDriver(text.chars().take(80).collect())),
+        }
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Fuse => "fuse",
+        })
+    }
+}
+
+/// How an image is mounted.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// What shows the tree to the kernel.
+    pub driver: Driver,
+    /// Whether the layers' devices are filled in the background until they are whole.
+    pub background_fill: bool,
+    /// Threads that answer the kernel, at least 1. They only answer what is cached: a fetch doesn't hold one up.
+    pub threads: usize,
+    /// Bytes / 1024 that the kernel reads ahead of a sequential reader or around a page fault.
+    pub read_ahead_kib: u32,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self { driver: Driver::Auto, background_fill: false, threads: 2, read_ahead_kib: 1024 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn driver_names_round_trip() {
+        for driver in [Driver::Auto, Driver::Fuse] {
+            assert_eq!(driver.to_string().parse(), Ok(driver));
+        }
+        assert!("fusé".parse::<Driver>().unwrap_err().to_string().contains("auto or fuse"));
+    }
+}

@@ -1,0 +1,439 @@
+//! A node's store: indexes, devices and merged trees on disk, made once and shared by all images that use them.
+mod files;
+mod flight;
+mod indexes;
+mod lease;
+mod trees;
+
+use crate::{
+    LayerRef, LazyDevice, LazyError, LazyImage, MountError, MountOptions, Mounted,
+    layer::LayerId,
+    store::{
+        flight::Flights,
+        indexes::IndexCache,
+        lease::{LeaseState, Leases},
+        trees::{TreeCache, TreeRecipe},
+    },
+};
+use clipper_device::{Device, DeviceError, DeviceOptions, DeviceSpec, Devices, Source};
+use clipper_format::{
+    Digest,
+    erofs::{self, ErofsError, Image},
+    index::{Index, IndexError, LayerIndex},
+    merge::{self, MergeError},
+    span::{Span, Start},
+    tree::Tree,
+};
+use clipper_registry::{Client, Reference, RegistryError, Repository};
+pub(crate) use lease::Lease;
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{runtime::Handle, task::spawn_blocking};
+
+/// Most bytes of an index blob: a bound for memory, far above any real one.
+const INDEX_MAX: u64 = 256 << 20;
+
+/// What a store is opened with.
+pub struct StoreOptions {
+    /// Directory of the store, made if it is missing: `indexes/`, `devices/` and `trees/` lie in it.
+    pub root: PathBuf,
+    /// Speaks to registries.
+    pub client: Client,
+    /// How devices are filled.
+    pub devices: DeviceOptions,
+}
+
+/// A node's indexes, devices and merged trees.
+///
+/// On disk:
+///
+/// ```text
+/// ROOT/indexes/<hex>          an index blob as it came from the registry, verified whole whenever it is read
+/// ROOT/devices/               the devices' bytes and presence, see `clipper_device::Devices`
+/// ROOT/trees/<hex>.erofs      a merged tree and a trailer with its layers and a checksum
+/// ```
+///
+/// Everything is keyed by digests. A device is keyed by the layer's digest *and* its span table: what a span must
+/// decode to is said by the index, so two indexes that disagree about a layer must not share its bytes.
+pub struct Store {
+    client: Client,
+    runtime: Handle,
+    devices: Arc<Devices>,
+    indexes: IndexCache,
+    trees: TreeCache,
+    flights: Flights,
+    leases: Arc<Leases>,
+}
+
+/// Why the store can't give what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The local disk fails.
+    #[error("{}: {doing}", path.display())]
+    Disk {
+        /// File or directory.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// No repository gave the index.
+    #[error("index {digest} can't be fetched from {repository}")]
+    Fetch {
+        /// The index.
+        digest: Digest,
+        /// The last repository that was asked.
+        repository: String,
+        /// What went wrong there.
+        source: RegistryError,
+    },
+    /// A layer's reference names no repository and its index isn't cached.
+    #[error("index {digest} is not cached and no repository is known that has it")]
+    NoRepository {
+        /// The index.
+        digest: Digest,
+    },
+    /// The repository doesn't have the index.
+    #[error("index {digest} is not in {repository}: convert the image again, or copy all of it, with its index")]
+    NoIndex {
+        /// The index.
+        digest: Digest,
+        /// Where it should be.
+        repository: String,
+    },
+    /// The index is damaged, although it has the right digest.
+    #[error("index {digest} is not valid: convert the image again")]
+    Index {
+        /// The index.
+        digest: Digest,
+        /// What is wrong.
+        source: IndexError,
+    },
+    /// The index doesn't describe the layer.
+    #[error("index {index} does not describe layer {layer}: convert the image again")]
+    NoLayer {
+        /// The index.
+        index: Digest,
+        /// The layer.
+        layer: Digest,
+    },
+    /// The layer's own tree is damaged.
+    #[error("index {index}: the tree of layer {layer} is not valid")]
+    LayerTree {
+        /// The index.
+        index: Digest,
+        /// The layer.
+        layer: Digest,
+        /// What is wrong.
+        source: ErofsError,
+    },
+    /// The layers can't be merged into one tree.
+    #[error("the layers' trees can't be merged")]
+    Merge(#[from] MergeError),
+    /// The merged tree can't be written as EROFS.
+    #[error("the merged tree can't be written")]
+    Write(#[source] ErofsError),
+    /// The directory of devices can't be opened.
+    #[error("{}: the devices can't be opened", path.display())]
+    Devices {
+        /// The directory.
+        path: PathBuf,
+        /// What went wrong.
+        source: DeviceError,
+    },
+    /// A device can't be opened.
+    #[error("the device of layer {layer} can't be opened")]
+    Device {
+        /// The layer.
+        layer: Digest,
+        /// What went wrong.
+        source: DeviceError,
+    },
+    /// Tree and devices don't fit each other.
+    #[error(transparent)]
+    Image(#[from] LazyError),
+    /// A worker thread panicked or was cancelled by a shutdown.
+    #[error("the work was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+impl Store {
+    /// Opens the store in `options.root`, made if it is missing. Never touches the network.
+    ///
+    /// # Errors
+    /// If the directories can't be made or read.
+    pub fn open(options: StoreOptions, runtime: Handle) -> Result<Arc<Self>, StoreError> {
+        let StoreOptions { root, client, .. } = options;
+        let indexes = IndexCache::open(root.join("indexes"))?;
+        let trees = TreeCache::open(root.join("trees"))?;
+        let devices = root.join("devices");
+        let devices = Devices::open(devices.clone(), options.devices, runtime.clone())
+            .map_err(|source| StoreError::Devices { path: devices, source })?;
+        Ok(Arc::new(Self { client, runtime, devices, indexes, trees, flights: Flights::default(), leases: Arc::default() }))
+    }
+
+    /// The index `digest`: from the disk, or else fetched from `repository`, verified and kept.
+    /// `size` is the blob's size in bytes if the caller knows it from a descriptor; it saves a request.
+    ///
+    /// # Errors
+    /// If it isn't cached and can't be fetched, isn't valid, or can't be kept.
+    pub async fn index(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: Digest,
+        size: Option<u64>,
+    ) -> Result<Arc<Index>, StoreError> {
+        let _guard = self.flights.enter(digest).await;
+        if let Some(index) = self.cached_index(digest).await? {
+            return Ok(index);
+        }
+        self.fetch_index(repository, digest, size).await
+    }
+
+    /// The lazy image of `layers`, bottom first: their trees merged, their devices ready. Fetches no layer data, and
+    /// nothing at all if the indexes are cached.
+    ///
+    /// With `keep_whiteouts`, the tree is one to put above an ordinary overlay lower directory: whiteouts are kept as
+    /// overlayfs writes them.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn image(self: &Arc<Self>, layers: &[LayerRef], keep_whiteouts: bool) -> Result<LazyImage, StoreError> {
+        let recipe = TreeRecipe { layers: layers.iter().map(LayerRef::id).collect(), keep_whiteouts };
+        let lease = self.leases.take(recipe.layers.clone());
+        let indexes = self.indexes_of(layers).await?;
+        let mut devices = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let index = &indexes[&layer.index];
+            let device = self.device(layer, index)?;
+            devices.push(LazyDevice { layer: layer.layer, device });
+        }
+        let tree = self.tree(recipe, indexes).await?;
+        Ok(LazyImage::leased(tree, devices, Some(lease))?)
+    }
+
+    /// Mounts `layers`, bottom first, read-only on `dir`. See [`Store::image`] and [`Mounted`].
+    ///
+    /// # Errors
+    /// See [`MountError`].
+    pub async fn mount(
+        self: &Arc<Self>,
+        layers: &[LayerRef],
+        keep_whiteouts: bool,
+        dir: &Path,
+        options: &MountOptions,
+    ) -> Result<Mounted, MountError> {
+        let image = self.image(layers, keep_whiteouts).await?;
+        Mounted::mount(image, dir, options, self.runtime.clone()).await
+    }
+
+    /// Bytes of the layer's device that are on disk; 0 for a layer that was never mounted.
+    ///
+    /// # Errors
+    /// If the local disk fails.
+    pub async fn usage(self: &Arc<Self>, layer: &LayerRef) -> Result<u64, StoreError> {
+        let (store, id) = (Arc::clone(self), layer.id());
+        let key = spawn_blocking(move || store.device_key(&mut store.leases.lock(), id)).await??;
+        Ok(key.map_or(0, |key| self.devices.usage(&key)))
+    }
+
+    /// Removes the devices, indexes and merged trees that neither the layers `in_use` nor any image of this process
+    /// needs, and tells how many bytes that freed.
+    ///
+    /// # Errors
+    /// If the local disk fails; what could be removed is gone then.
+    pub async fn retain(self: &Arc<Self>, in_use: &[LayerRef]) -> Result<u64, StoreError> {
+        let (store, in_use) = (Arc::clone(self), in_use.iter().map(LayerRef::id).collect());
+        spawn_blocking(move || store.retain_blocking(in_use)).await?
+    }
+
+    fn retain_blocking(&self, mut layers: HashSet<LayerId>) -> Result<u64, StoreError> {
+        // Nobody takes a lease meanwhile: an image is either counted here or finds things gone and makes them again.
+        let mut state = self.leases.lock();
+        layers.extend(state.layers());
+        let mut keys = HashSet::new();
+        for layer in &layers {
+            keys.extend(self.device_key(&mut state, *layer)?);
+        }
+        state.device_keys.retain(|layer, _| layers.contains(layer));
+        let mut freed = self.trees.retain(&layers)?;
+        for key in self.devices.list() {
+            if !keys.contains(&key) {
+                freed += self.devices.usage(&key);
+                self.devices.remove(&key).map_err(|source| StoreError::Device { layer: key, source })?;
+            }
+        }
+        freed += self.indexes.retain(&layers.iter().map(|layer| layer.index).collect())?;
+        Ok(freed)
+    }
+
+    /// The key of the layer's device, if its index is cached.
+    fn device_key(&self, state: &mut LeaseState, layer: LayerId) -> Result<Option<Digest>, StoreError> {
+        if let Some(key) = state.device_keys.get(&layer) {
+            return Ok(Some(*key));
+        }
+        let Some(index) = self.indexes.load(layer.index)? else { return Ok(None) };
+        // All of its layers at once: whoever asks for one asks for the others, too.
+        for described in &index.layers {
+            let id = LayerId { index: layer.index, layer: described.digest };
+            state.device_keys.insert(id, device_key(described));
+        }
+        Ok(state.device_keys.get(&layer).copied())
+    }
+
+    /// The indexes that describe `layers`, each read once.
+    async fn indexes_of(self: &Arc<Self>, layers: &[LayerRef]) -> Result<HashMap<Digest, Arc<Index>>, StoreError> {
+        let mut indexes = HashMap::new();
+        for layer in layers {
+            if !indexes.contains_key(&layer.index) {
+                indexes.insert(layer.index, self.index_of(layer).await?);
+            }
+        }
+        Ok(indexes)
+    }
+
+    async fn index_of(self: &Arc<Self>, layer: &LayerRef) -> Result<Arc<Index>, StoreError> {
+        let digest = layer.index;
+        let _guard = self.flights.enter(digest).await;
+        if let Some(index) = self.cached_index(digest).await? {
+            return Ok(index);
+        }
+        let mut failure = StoreError::NoRepository { digest };
+        for reference in &layer.repositories {
+            let repository = self.repository(digest, reference)?;
+            match self.fetch_index(&repository, digest, None).await {
+                Ok(index) => return Ok(index),
+                Err(error) => {
+                    tracing::debug!(%digest, %reference, %error, "no index here");
+                    failure = error;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn cached_index(self: &Arc<Self>, digest: Digest) -> Result<Option<Arc<Index>>, StoreError> {
+        let store = Arc::clone(self);
+        let index = spawn_blocking(move || store.indexes.load(digest)).await??;
+        Ok(index.map(Arc::new))
+    }
+
+    async fn fetch_index(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: Digest,
+        size: Option<u64>,
+    ) -> Result<Arc<Index>, StoreError> {
+        let at = || repository.to_string();
+        let failed = |source| StoreError::Fetch { digest, repository: at(), source };
+        let size = match size {
+            Some(size) => size,
+            None => repository
+                .blob_size(&digest)
+                .await
+                .map_err(failed)?
+                .ok_or_else(|| StoreError::NoIndex { digest, repository: at() })?,
+        };
+        let bytes = repository.blob(digest, size).read_all(INDEX_MAX).await.map_err(failed)?;
+        let store = Arc::clone(self);
+        Ok(Arc::new(spawn_blocking(move || store.indexes.store(digest, &bytes)).await??))
+    }
+
+    fn repository(&self, digest: Digest, reference: &Reference) -> Result<Repository, StoreError> {
+        let opened = self.client.repository(reference);
+        opened.map_err(|source| StoreError::Fetch { digest, repository: reference.to_string(), source })
+    }
+
+    /// The device of `layer`, with a source in each of its repositories.
+    fn device(&self, layer: &LayerRef, index: &Index) -> Result<Arc<Device>, StoreError> {
+        let described = index.layer(&layer.layer);
+        let described = described.ok_or(StoreError::NoLayer { index: layer.index, layer: layer.layer })?;
+        let digest = device_key(described);
+        self.leases.lock().device_keys.insert(layer.id(), digest);
+        let mut device = Err(StoreError::NoRepository { digest: layer.layer });
+        for reference in &layer.repositories {
+            let repository = self.repository(layer.layer, reference)?;
+            let checkpoints = index.checkpoints.as_ref().map(|blob| repository.blob(blob.digest, blob.size));
+            let spec = DeviceSpec {
+                digest,
+                source_size: described.source_size,
+                spans: described.spans.clone(),
+                checkpoint_groups: described.checkpoint_groups.clone(),
+                layer: Arc::new(repository.blob(layer.layer, described.source_size)),
+                checkpoints: checkpoints.map(|blob| Arc::new(blob) as Arc<dyn Source>),
+            };
+            device = self.devices.device(spec).map_err(|source| StoreError::Device { layer: layer.layer, source });
+            if device.is_err() {
+                break;
+            }
+        }
+        device
+    }
+
+    /// The merged tree of `recipe`: from the disk, or else made from the layers' trees in `indexes` and kept.
+    async fn tree(
+        self: &Arc<Self>,
+        recipe: TreeRecipe,
+        indexes: HashMap<Digest, Arc<Index>>,
+    ) -> Result<Image, StoreError> {
+        let _guard = self.flights.enter(recipe.key()).await;
+        let store = Arc::clone(self);
+        spawn_blocking(move || {
+            if let Some(tree) = store.trees.load(&recipe)? {
+                return Ok(tree);
+            }
+            let mut trees = Vec::with_capacity(recipe.layers.len());
+            for LayerId { index, layer } in &recipe.layers {
+                trees.push(layer_tree(&indexes[index], *index, *layer)?);
+            }
+            // What the indexes hold isn't needed any more; the merge needs the room.
+            drop(indexes);
+            let merged = merge::merge(&trees, recipe.keep_whiteouts)?;
+            drop(trees);
+            let bytes = erofs::write(&merged).map_err(StoreError::Write)?;
+            drop(merged);
+            if let Err(error) = store.trees.store(&recipe, &bytes) {
+                // A full disk must not keep a container from starting: the tree is made again next time.
+                tracing::warn!(%error, "a merged tree can't be kept");
+            }
+            Image::parse(bytes.into()).map_err(StoreError::Write)
+        })
+        .await?
+    }
+}
+
+/// The key of a layer's device: a digest of its own digest and of all that the span table says. Indexes that agree about
+/// a layer share its device; one that lies about it spoils only its own.
+fn device_key(layer: &LayerIndex) -> Digest {
+    let mut text = Vec::new();
+    text.extend_from_slice(b"clipper device 1\n");
+    text.extend_from_slice(layer.digest.as_bytes());
+    text.extend_from_slice(&layer.source_size.to_le_bytes());
+    for Span { device_offset, device_len, source_offset, source_len, start, blake3 } in layer.spans.spans() {
+        text.extend_from_slice(&device_offset.to_le_bytes());
+        text.extend_from_slice(&device_len.to_le_bytes());
+        text.extend_from_slice(&source_offset.to_le_bytes());
+        text.extend_from_slice(&source_len.to_le_bytes());
+        let (kind, bit, skip, checkpoint) = match *start {
+            Start::Stored => (0, 0, 0, 0),
+            Start::GzipMember => (1, 0, 0, 0),
+            Start::Gzip { bit, skip, checkpoint } => (2, bit, skip, checkpoint),
+        };
+        text.extend_from_slice(&[kind, bit]);
+        text.extend_from_slice(&skip.to_le_bytes());
+        text.extend_from_slice(&checkpoint.to_le_bytes());
+        text.extend_from_slice(blake3);
+    }
+    Digest::of(&text)
+}
+
+fn layer_tree(index: &Index, digest: Digest, layer: Digest) -> Result<Tree, StoreError> {
+    let described = index.layer(&layer).ok_or(StoreError::NoLayer { index: digest, layer })?;
+    let image = Image::parse(Arc::from(described.tree.as_slice())).and_then(|image| image.to_tree());
+    image.map_err(|source| StoreError::LayerTree { index: digest, layer, source })
+}
