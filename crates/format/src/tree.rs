@@ -8,6 +8,13 @@ pub const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 /// something below it does. A merge gives it the attributes of the directory in the layers below and drops the mark.
 pub const IMPLICIT_XATTR: &[u8] = b"trusted.clipper.implicit";
 
+/// Value of [`IMPLICIT_XATTR`]: owner, mode, time and extended attributes come from below.
+pub const INHERITS_ALL: &[u8] = b"";
+
+/// Value of [`IMPLICIT_XATTR`]: the layer described the directory, but only after it had to exist; so all is the
+/// layer's own, and extended attributes that it doesn't set come from below (containerd leaves them in place).
+pub const INHERITS_XATTRS: &[u8] = b"xattrs";
+
 /// Number of an inode within its [`Tree`].
 pub type InodeId = usize;
 
@@ -66,7 +73,8 @@ pub enum Content {
 pub struct FileData {
     /// Bytes in the file.
     pub size: u64,
-    /// The parts that aren't holes, in file order, not overlapping, all within `size`.
+    /// The parts that aren't holes, in file order, not overlapping, all within `size`. Each starts at a multiple of
+    /// 512 and ends at one or at `size`, so that no 512-byte block of the file has two sources.
     pub extents: Vec<Extent>,
 }
 
@@ -134,7 +142,7 @@ impl Inode {
         self.xattrs.get(OPAQUE_XATTR).is_some_and(|v| v == b"y")
     }
 
-    /// Whether the layer never described this directory.
+    /// Whether a merge has to look below for attributes of this directory: all, or only extended ones.
     pub fn is_implicit(&self) -> bool {
         self.xattrs.contains_key(IMPLICIT_XATTR)
     }
@@ -144,7 +152,7 @@ impl Tree {
     /// A tree with nothing but an implicit root.
     pub fn empty() -> Self {
         let mut root = Inode::empty_directory();
-        root.xattrs.insert(IMPLICIT_XATTR.to_vec(), Vec::new());
+        root.xattrs.insert(IMPLICIT_XATTR.to_vec(), INHERITS_ALL.to_vec());
         Self { inodes: vec![root], device_sizes: Vec::new() }
     }
 
@@ -169,5 +177,44 @@ impl Tree {
         path.split(|b| *b == b'/')
             .filter(|c| !c.is_empty())
             .try_fold(ROOT, |dir, name| self.entries(dir)?.get(name).copied())
+    }
+
+    /// Drops inodes that no name leads to and renumbers the rest; does nothing if there are none.
+    ///
+    /// Names that lead to no inode, which only a broken tree has, are dropped too.
+    pub fn compact(&mut self) {
+        const UNSEEN: InodeId = InodeId::MAX;
+        let mut numbers = vec![UNSEEN; self.inodes.len()];
+        let mut todo = vec![ROOT];
+        let mut seen = 0;
+        while let Some(id) = todo.pop() {
+            match numbers.get_mut(id) {
+                Some(number) if *number == UNSEEN => *number = 0,
+                _ => continue,
+            }
+            seen += 1;
+            if let Some(entries) = self.entries(id) {
+                todo.extend(entries.values());
+            }
+        }
+        if seen == self.inodes.len() {
+            return;
+        }
+        // In the old order, so that equal trees stay equal.
+        let live = numbers.iter_mut().filter(|number| **number != UNSEEN);
+        live.enumerate().for_each(|(new, number)| *number = new);
+        let old = std::mem::take(&mut self.inodes);
+        self.inodes = old
+            .into_iter()
+            .zip(&numbers)
+            .filter(|(_, number)| **number != UNSEEN)
+            .map(|(mut inode, _)| {
+                if let Content::Directory(entries) = &mut inode.content {
+                    entries.retain(|_, id| *id < numbers.len());
+                    entries.values_mut().for_each(|id| *id = numbers[*id]);
+                }
+                inode
+            })
+            .collect();
     }
 }

@@ -1,0 +1,98 @@
+//! Attributes of directories that a layer didn't describe, taken from the layers below as containerd does.
+//!
+//! containerd looks in each lower layer's own directory, topmost first, and takes the first thing it finds at the
+//! path (`mkparent` in archive/tar.go). It knows nothing of opaque directories there.
+use super::MergeError;
+use crate::tar::rootpath::{Found, find, root_path};
+use crate::tar::xattrs::chmod;
+use crate::tree::{Content, IMPLICIT_XATTR, INHERITS_XATTRS, Inode, InodeId, ROOT, Tree};
+
+/// What layers below hold at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// No layer has anything there.
+    Nothing,
+    /// Something that isn't a directory, or a whiteout.
+    Other,
+    /// A directory; its owner, mode, time and extended attributes count.
+    Directory(Box<Inode>),
+}
+
+/// Resolves all marks of implicit directories.
+pub(super) fn resolve(layers: &mut [Tree], below: &mut dyn FnMut(&[u8]) -> Below) -> Result<(), MergeError> {
+    for number in 0..layers.len() {
+        let (lower, rest) = layers.split_at_mut(number);
+        let Some(tree) = rest.first_mut() else { break };
+        let broken = |inode| MergeError::NotATree { layer: number, inode };
+        let mut seen = vec![false; tree.inodes.len()];
+        // A directory, its path, and the group that a new directory in its parent gets, if the parent was implicit.
+        let mut todo: Vec<(InodeId, Vec<u8>, Option<u32>)> = vec![(ROOT, b"/".to_vec(), None)];
+        while let Some((id, path, group)) = todo.pop() {
+            let inode = tree.inodes.get_mut(id).ok_or(broken(id))?;
+            if std::mem::replace(&mut seen[id], true) {
+                return Err(broken(id));
+            }
+            let mut inherited_group = None;
+            if let Some(mark) = inode.xattrs.remove(IMPLICIT_XATTR) {
+                match look_below(lower, &path, below) {
+                    Some(found) => inherit(inode, &found, mark == INHERITS_XATTRS),
+                    None if mark == INHERITS_XATTRS => {}
+                    None => inode.gid = group.unwrap_or(inode.gid),
+                }
+                inherited_group = (inode.perm & 0o2000 != 0).then_some(inode.gid);
+            }
+            for (name, &child) in tree.entries(id).into_iter().flatten() {
+                let inode = tree.inodes.get(child).ok_or(broken(child))?;
+                if matches!(inode.content, Content::Directory(_)) {
+                    let slash = if id == ROOT { &b""[..] } else { b"/" };
+                    todo.push((child, [&path, slash, name].concat(), inherited_group));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn look_below(lower: &[Tree], path: &[u8], below: &mut dyn FnMut(&[u8]) -> Below) -> Option<Inode> {
+    for tree in lower.iter().rev() {
+        // Where containerd would fail to unpack the layer, as with a file on the way, nothing is inherited.
+        let resolved = root_path(tree, path).ok()?;
+        match find(tree, &resolved).ok()? {
+            Found::Nothing => {}
+            Found::Whiteout => return None,
+            Found::Inode(id) => {
+                let inode = tree.inodes.get(id)?;
+                return match inode.content {
+                    Content::Directory(_) => Some(attributes(inode)),
+                    _ => None,
+                };
+            }
+        }
+    }
+    match below(path) {
+        Below::Directory(inode) => Some(attributes(&inode)),
+        Below::Nothing | Below::Other => None,
+    }
+}
+
+/// A directory like `inode`, without its entries.
+fn attributes(inode: &Inode) -> Inode {
+    let Inode { perm, uid, gid, mtime, mtime_nsec, .. } = *inode;
+    Inode { perm, uid, gid, mtime, mtime_nsec, xattrs: inode.xattrs.clone(), ..Inode::empty_directory() }
+}
+
+fn inherit(inode: &mut Inode, found: &Inode, only_xattrs: bool) {
+    for (name, value) in &found.xattrs {
+        // Trusted attributes, the opaque mark among them, aren't handed up.
+        if !name.starts_with(b"trusted.") {
+            inode.xattrs.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    if only_xattrs {
+        let perm = inode.perm;
+        chmod(inode, perm);
+    } else {
+        let Inode { perm, uid, gid, mtime, mtime_nsec, .. } = *found;
+        (inode.perm, inode.uid, inode.gid, inode.mtime, inode.mtime_nsec) = (perm, uid, gid, mtime, mtime_nsec);
+    }
+}
