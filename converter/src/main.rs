@@ -2,6 +2,7 @@
 mod check;
 mod cli;
 mod convert;
+mod images;
 mod inspect;
 mod mount;
 mod pull;

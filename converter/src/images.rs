@@ -1,0 +1,67 @@
+//! What several commands need of accelerated images: finding them, and a store to read them through.
+use anyhow::{Context, Result};
+use clipper_device::DeviceOptions;
+use clipper_mount::accelerated::{self, AcceleratedImage};
+use clipper_mount::{Store, StoreOptions};
+use clipper_registry::image::ImageSet;
+use clipper_registry::{Client, Reference};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// The accelerated images that `reference` leads to: the one of `platform`, or all.
+pub async fn accelerated(
+    client: &Client,
+    reference: &Reference,
+    platform: Option<&str>,
+) -> Result<Vec<AcceleratedImage>> {
+    if platform.is_some() {
+        return Ok(vec![accelerated::resolve(client, reference, platform).await?]);
+    }
+    let set = ImageSet::resolve(&client.repository(reference)?, reference).await?;
+    let mut images = Vec::new();
+    for image in &set.images {
+        let platform = image.platform_name();
+        images.push(accelerated::resolve(client, reference, Some(&platform).filter(|p| !p.is_empty()).map(|p| p.as_str())).await?);
+    }
+    Ok(images)
+}
+
+/// Opens a store in `root`.
+pub fn store(client: &Client, root: &Path) -> Result<Arc<Store>> {
+    let options =
+        StoreOptions { root: root.to_owned(), client: client.clone(), devices: DeviceOptions::default() };
+    Store::open(options, tokio::runtime::Handle::current())
+        .with_context(|| format!("opening the cache {}", root.display()))
+}
+
+/// A store that goes with the command.
+pub struct TemporaryStore {
+    // Before the directory, so that it is closed before that goes.
+    store: Arc<Store>,
+    directory: TempDir,
+}
+
+impl TemporaryStore {
+    /// Opens a store in a new directory under `$TMPDIR` or else /var/tmp, which is on a disk where /tmp may be memory.
+    pub fn open(client: &Client) -> Result<Self> {
+        let base = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let directory = tempfile::Builder::new()
+            .prefix("clipper-")
+            .tempdir_in(&base)
+            .with_context(|| format!("making a cache in {}", base.display()))?;
+        Ok(Self { store: store(client, directory.path())?, directory })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Removes it, and says so if that fails; otherwise it is removed silently when dropped.
+    pub fn remove(self) -> Result<()> {
+        let Self { store, directory } = self;
+        drop(store);
+        directory.close().context("removing the cache")
+    }
+}

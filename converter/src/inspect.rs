@@ -1,0 +1,148 @@
+//! `clipper inspect`: what an accelerated image is made of.
+use crate::cli::{Common, InspectArgs};
+use crate::convert::ANNOTATION_BASE;
+use crate::images;
+use crate::report::{human, percent};
+use anyhow::{Context, Result};
+use clipper_format::Digest;
+use clipper_format::erofs::Image as Tree;
+use clipper_format::index::{Index, LayerIndex};
+use clipper_format::span::Start;
+use clipper_mount::AcceleratedImage;
+use clipper_registry::Repository;
+use serde::Serialize;
+
+/// Largest index blob read.
+const INDEX_LIMIT: u64 = 1 << 30;
+
+/// An accelerated image of one platform. Sizes are bytes.
+#[derive(Serialize)]
+struct Inspected {
+    platform: String,
+    manifest: Digest,
+    mode: String,
+    /// The digest of the manifest that was converted.
+    base_manifest: Option<String>,
+    /// Whether the base image's blobs must stay in the registry.
+    needs_base: bool,
+    layers_size: u64,
+    device_size: u64,
+    index: Digest,
+    index_size: u64,
+    checkpoints: Option<Digest>,
+    checkpoints_size: u64,
+    /// Index and checkpoints in percent of the compressed layers.
+    overhead_percent: f64,
+    span_size: u32,
+    spans: usize,
+    layers: Vec<InspectedLayer>,
+}
+
+#[derive(Serialize)]
+struct InspectedLayer {
+    digest: Digest,
+    diff_id: Digest,
+    size: u64,
+    device_size: u64,
+    inodes: u64,
+    tree_size: usize,
+    spans: usize,
+    /// Spans that decode from nothing but their own source bytes.
+    spans_without_checkpoint: usize,
+    checkpoints_size: u64,
+}
+
+/// Runs the command.
+pub async fn run(common: &Common, args: InspectArgs) -> Result<()> {
+    let client = common.client()?;
+    let repository = client.repository(&args.reference)?;
+    let mut all = Vec::new();
+    for image in images::accelerated(&client, &args.reference, args.platform.as_deref()).await? {
+        all.push(inspect(&repository, &image).await?);
+    }
+    if common.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        println!("{}", args.reference);
+        all.iter().for_each(print);
+    }
+    Ok(())
+}
+
+async fn inspect(repository: &Repository, image: &AcceleratedImage) -> Result<Inspected> {
+    let bytes = repository.blob(image.index.digest, image.index.size).read_all(INDEX_LIMIT).await?;
+    let index = Index::decode(&bytes).with_context(|| format!("index {}", image.index.digest))?;
+    let mut layers = Vec::new();
+    for layer in &image.layers {
+        let described = index
+            .layer(layer.digest)
+            .with_context(|| format!("index {} lacks layer {}", image.index.digest, layer.digest))?;
+        layers.push(inspect_layer(described)?);
+    }
+    let layers_size = image.layers.iter().map(|l| l.size).sum();
+    let checkpoints_size = image.checkpoints.as_ref().map_or(0, |c| c.size);
+    let mode = image.annotations.get("io.clipper.mode").cloned().unwrap_or_else(|| "index-only".into());
+    Ok(Inspected {
+        platform: image.platform.clone(),
+        manifest: image.image.digest,
+        needs_base: mode == "index-only",
+        mode,
+        base_manifest: image.annotations.get(ANNOTATION_BASE).cloned(),
+        layers_size,
+        device_size: layers.iter().map(|l| l.device_size).sum(),
+        index: image.index.digest,
+        index_size: image.index.size,
+        checkpoints: image.checkpoints.as_ref().map(|c| c.digest),
+        checkpoints_size,
+        overhead_percent: percent(image.index.size + checkpoints_size, layers_size),
+        span_size: index.span_size,
+        spans: layers.iter().map(|l| l.spans).sum(),
+        layers,
+    })
+}
+
+fn inspect_layer(layer: &LayerIndex) -> Result<InspectedLayer> {
+    let tree = Tree::parse(layer.tree.clone().into()).with_context(|| format!("the tree of {}", layer.digest))?;
+    let spans = layer.spans.spans();
+    Ok(InspectedLayer {
+        digest: layer.digest,
+        diff_id: layer.diff_id,
+        size: layer.source_size,
+        device_size: layer.spans.device_size(),
+        inodes: tree.inode_count(),
+        tree_size: layer.tree.len(),
+        spans: spans.len(),
+        spans_without_checkpoint: spans.iter().filter(|s| !matches!(s.start, Start::Gzip { .. })).count(),
+        checkpoints_size: layer.checkpoint_groups.iter().map(|g| g.end - g.start).sum(),
+    })
+}
+
+fn print(image: &Inspected) {
+    println!("  {}", image.platform);
+    println!("    manifest      {}", image.manifest);
+    println!("    mode          {}", image.mode);
+    if let Some(base) = &image.base_manifest {
+        let needs = if image.needs_base { "its layers must stay in the registry" } else { "not needed" };
+        println!("    base image    {base} ({needs})");
+    }
+    println!("    layers        {} compressed, {} unpacked", human(image.layers_size), human(image.device_size));
+    println!("    index         {} {}", image.index, human(image.index_size));
+    match image.checkpoints {
+        Some(digest) => println!("    checkpoints   {digest} {}", human(image.checkpoints_size)),
+        None => println!("    checkpoints   none needed"),
+    }
+    println!("    overhead      {:.2} % of the compressed layers", image.overhead_percent);
+    println!("    spans         {} of at most {}", image.spans, human(image.span_size.into()));
+    println!("    {:14}{:>12} {:>12} {:>9} {:>7} {:>13}", "layer", "compressed", "unpacked", "files", "spans", "checkpoints");
+    for layer in &image.layers {
+        println!(
+            "    {:14}{:>12} {:>12} {:>9} {:>7} {:>13}",
+            &layer.digest.hex()[..12],
+            human(layer.size),
+            human(layer.device_size),
+            layer.inodes,
+            layer.spans,
+            human(layer.checkpoints_size),
+        );
+    }
+}
