@@ -1,0 +1,11 @@
+//! Compiles containerd's snapshots service from `proto/`, without a system protoc.
+use std::error::Error;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let include = "../proto";
+    println!("cargo::rerun-if-changed={include}");
+    let descriptors = protox::compile(["containerd/services/snapshots/v1/snapshots.proto"], [include])?;
+    // Field order must not depend on a hash: requests and records are compared in tests.
+    tonic_prost_build::configure().build_client(false).btree_map(".").compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! The configuration file and what the command line changes of it.
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Clipper's snapshotter for containerd: mounts images before they are downloaded.
+///
+/// It is a proxy plugin. Tell containerd of it in /etc/containerd/config.toml:
+///
+///   [proxy_plugins.clipper]
+///     type = "snapshot"
+///     address = "/run/clipper-snapshotter/clipper-snapshotter.sock"
+///
+/// and use it with `ctr images pull --snapshotter clipper REF`, `clipper pull REF`, or from Kubernetes with
+/// `snapshotter = "clipper"` and `disable_snapshot_annotations = false` in containerd's CRI section.
+///
+/// Images converted with `clipper convert` are mounted at once; their files are fetched when they are read. All
+/// other images are unpacked as by containerd's overlayfs snapshotter. SIGTERM and SIGINT stop the daemon.
+#[derive(Parser, Debug)]
+#[command(name = "clipper-snapshotter", version, max_term_width = 100)]
+pub struct Arguments {
+    /// Configuration file in TOML; see docs/operations.md for its keys.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Unix socket to listen at [default: /run/clipper-snapshotter/clipper-snapshotter.sock].
+    #[arg(long, value_name = "SOCKET")]
+    pub address: Option<PathBuf>,
+    /// Directory for records, writable layers, indexes and cached data [default: /var/lib/clipper-snapshotter].
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// What to log: error, warn, info, debug, trace, or directives such as `info,clipper_device=debug`
+    /// [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// What the daemon is told to do.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Unix socket to listen at.
+    pub address: PathBuf,
+    /// Directory for everything that is kept.
+    pub root: PathBuf,
+    /// What to log, as `tracing_subscriber::EnvFilter` takes it.
+    pub log_level: String,
+    /// containerd's own socket, asked where an image came from when a pull doesn't say.
+    pub containerd_address: PathBuf,
+    /// Whether mounted images are loaded whole in the background.
+    pub background_fill: bool,
+    /// How registries are spoken to.
+    pub registry: RegistryConfig,
+}
+
+/// How registries are spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Whether registries other than those on loopback, which always are, are spoken to over plain HTTP.
+    pub plain_http: bool,
+    /// Directory of containerd's `HOST/hosts.toml` files, such as /etc/containerd/certs.d.
+    pub hosts_dir: Option<PathBuf>,
+    /// Docker's config.json with credentials.
+    pub docker_config: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            address: "/run/clipper-snapshotter/clipper-snapshotter.sock".into(),
+            root: "/var/lib/clipper-snapshotter".into(),
+            log_level: "info".into(),
+            containerd_address: "/run/containerd/containerd.sock".into(),
+            background_fill: true,
+            registry: RegistryConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The file that `arguments` name, changed by what else they say.
+    pub fn load(arguments: Arguments) -> Result<Self> {
+        let mut config = match &arguments.config {
+            None => Self::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+                Self::parse(&text).with_context(|| format!("in {}", path.display()))?
+            }
+        };
+        let Arguments { config: _, address, root, log_level } = arguments;
+        config.address = address.unwrap_or(config.address);
+        config.root = root.unwrap_or(config.root);
+        config.log_level = log_level.unwrap_or(config.log_level);
+        config.root = std::path::absolute(&config.root).context("make the root absolute")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        Ok(toml::from_str(text)?)
+    }
+
+    fn check(&self) -> Result<()> {
+        // Mount options are one text in which these separate; neither containerd nor the kernel escapes them alike.
+        let separator = |path: &Path| path.to_str().is_none_or(|text| text.contains([',', ':', '\\', '"']));
+        if separator(&self.root) {
+            bail!("root {:?} must be UTF-8 without commas, colons, quotes and backslashes", self.root);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(line: &[&str]) -> Arguments {
+        Arguments::parse_from(std::iter::once(&"clipper-snapshotter").chain(line))
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file_and_the_file_before_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "root = \"/a\"\naddress = \"/s\"\n[registry]\nplain_http = true\n").unwrap();
+        let file = file.to_str().unwrap();
+        let config = Config::load(arguments(&["--config", file, "--root", "/b"])).unwrap();
+        let registry = RegistryConfig { plain_http: true, ..RegistryConfig::default() };
+        assert_eq!(config, Config { root: "/b".into(), address: "/s".into(), registry, ..Config::default() });
+    }
+
+    #[test]
+    fn unknown_keys_and_unmountable_roots_are_refused() {
+        assert!(Config::parse("backgroundfill = true").unwrap_err().to_string().contains("backgroundfill"));
+        for root in ["/a:b", "/a,b", "/a\\b"] {
+            let error = Config::load(arguments(&["--root", root])).unwrap_err().to_string();
+            assert!(error.contains("root"), "{error}");
+        }
+    }
+}

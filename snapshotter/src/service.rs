@@ -1,0 +1,181 @@
+//! The gRPC edge: containerd's messages to the lifecycle's types and back, and errors to status codes.
+use crate::{
+    error::Error,
+    filters::Filters,
+    lifecycle::{Lifecycle, NewSnapshot},
+    proto::containerd::{
+        services::snapshots::v1::{self as api, snapshots_server::Snapshots},
+        types,
+    },
+    snapshot::{Info, Kind, Mount, Timestamp},
+};
+use futures::stream::{self, BoxStream, StreamExt};
+use std::sync::Arc;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+
+/// Snapshots in one message of a List.
+const BATCH: usize = 100;
+
+/// The snapshots service.
+pub struct Service {
+    lifecycle: Arc<Lifecycle>,
+}
+
+impl Service {
+    /// Serves `lifecycle`.
+    pub fn new(lifecycle: Arc<Lifecycle>) -> Self {
+        Self { lifecycle }
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    type ListStream = BoxStream<'static, Result<api::ListSnapshotsResponse, Status>>;
+
+    async fn prepare(
+        &self,
+        request: Request<api::PrepareSnapshotRequest>,
+    ) -> Result<Response<api::PrepareSnapshotResponse>, Status> {
+        let namespace = namespace(request.metadata());
+        let api::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let new = NewSnapshot { kind: Kind::Active, key: key.clone(), parent: name(parent), labels, namespace };
+        let mounts = answer("prepare", &key, self.lifecycle.prepare(new).await)?;
+        Ok(Response::new(api::PrepareSnapshotResponse { mounts: mounts_message(mounts) }))
+    }
+
+    async fn view(
+        &self,
+        request: Request<api::ViewSnapshotRequest>,
+    ) -> Result<Response<api::ViewSnapshotResponse>, Status> {
+        let namespace = namespace(request.metadata());
+        let api::ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let new = NewSnapshot { kind: Kind::View, key: key.clone(), parent: name(parent), labels, namespace };
+        let mounts = answer("view", &key, self.lifecycle.prepare(new).await)?;
+        Ok(Response::new(api::ViewSnapshotResponse { mounts: mounts_message(mounts) }))
+    }
+
+    async fn mounts(&self, request: Request<api::MountsRequest>) -> Result<Response<api::MountsResponse>, Status> {
+        let key = request.into_inner().key;
+        let mounts = answer("mounts", &key, self.lifecycle.mounts(key.clone()).await)?;
+        Ok(Response::new(api::MountsResponse { mounts: mounts_message(mounts) }))
+    }
+
+    async fn commit(&self, request: Request<api::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
+        let api::CommitSnapshotRequest { name, key, labels, .. } = request.into_inner();
+        answer("commit", &key, self.lifecycle.commit(key.clone(), name, labels).await).map(Response::new)
+    }
+
+    async fn remove(&self, request: Request<api::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
+        let key = request.into_inner().key;
+        answer("remove", &key, self.lifecycle.remove(key.clone()).await).map(Response::new)
+    }
+
+    async fn stat(
+        &self,
+        request: Request<api::StatSnapshotRequest>,
+    ) -> Result<Response<api::StatSnapshotResponse>, Status> {
+        let key = request.into_inner().key;
+        let info = answer("stat", &key, self.lifecycle.stat(key.clone()).await)?;
+        Ok(Response::new(api::StatSnapshotResponse { info: Some(info_message(info)) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<api::UpdateSnapshotRequest>,
+    ) -> Result<Response<api::UpdateSnapshotResponse>, Status> {
+        let api::UpdateSnapshotRequest { info, update_mask, .. } = request.into_inner();
+        let Some(info) = info else { return Err(Status::invalid_argument("an update must tell the snapshot's info")) };
+        let paths = update_mask.unwrap_or_default().paths;
+        let key = info.name;
+        let info = answer("update", &key, self.lifecycle.update(key.clone(), info.labels, paths).await)?;
+        Ok(Response::new(api::UpdateSnapshotResponse { info: Some(info_message(info)) }))
+    }
+
+    async fn list(&self, request: Request<api::ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let filters = Filters::parse(&request.into_inner().filters)
+            .map_err(|error| status(Error::InvalidArgument(error.to_string())))?;
+        let infos = answer("list", "", self.lifecycle.list(filters).await)?;
+        let batches = stream::iter(infos)
+            .map(info_message)
+            .chunks(BATCH)
+            .map(|info| Ok(api::ListSnapshotsResponse { info }));
+        Ok(Response::new(batches.boxed()))
+    }
+
+    async fn usage(&self, request: Request<api::UsageRequest>) -> Result<Response<api::UsageResponse>, Status> {
+        let key = request.into_inner().key;
+        let usage = answer("usage", &key, self.lifecycle.usage(key.clone()).await)?;
+        let count = |number| i64::try_from(number).unwrap_or(i64::MAX);
+        Ok(Response::new(api::UsageResponse { size: count(usage.size), inodes: count(usage.inodes) }))
+    }
+
+    async fn cleanup(&self, _: Request<api::CleanupRequest>) -> Result<Response<()>, Status> {
+        answer("cleanup", "", self.lifecycle.cleanup().await).map(Response::new)
+    }
+}
+
+/// containerd's namespace of a request (containerd, `namespaces/grpc.go`).
+fn namespace(metadata: &MetadataMap) -> Option<String> {
+    metadata.get("containerd-namespace")?.to_str().ok().map(str::to_owned)
+}
+
+/// An empty name means none.
+fn name(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// Logs what came of a request, and makes a status of an error.
+fn answer<T>(call: &str, snapshot: &str, result: Result<T, Error>) -> Result<T, Status> {
+    match &result {
+        Ok(_) => tracing::debug!(call, snapshot, "done"),
+        // Both are part of containerd's ordinary conversation.
+        Err(error @ (Error::NotFound(_) | Error::AlreadyExists(_))) => {
+            tracing::debug!(call, snapshot, %error, "answered");
+        }
+        Err(error) => tracing::warn!(call, snapshot, %error, "failed"),
+    }
+    result.map_err(status)
+}
+
+/// The status code that containerd turns into the error class again (containerd, `errdefs/grpc.go`).
+fn status(error: Error) -> Status {
+    let code = match &error {
+        Error::NotFound(_) => Code::NotFound,
+        Error::AlreadyExists(_) => Code::AlreadyExists,
+        Error::FailedPrecondition(_) => Code::FailedPrecondition,
+        Error::InvalidArgument(_) => Code::InvalidArgument,
+        Error::Unavailable(_) => Code::Unavailable,
+        Error::Interrupted => Code::Aborted,
+        Error::Database(_) | Error::CorruptRecord { .. } | Error::Io { .. } => Code::Internal,
+    };
+    Status::new(code, error.to_string())
+}
+
+fn mounts_message(mounts: Vec<Mount>) -> Vec<types::Mount> {
+    let message = |mount: Mount| types::Mount {
+        r#type: mount.kind.into(),
+        source: mount.source.display().to_string(),
+        target: String::new(),
+        options: mount.options,
+    };
+    mounts.into_iter().map(message).collect()
+}
+
+fn info_message(info: Info) -> api::Info {
+    let kind = match info.kind {
+        Kind::View => api::Kind::View,
+        Kind::Active => api::Kind::Active,
+        Kind::Committed => api::Kind::Committed,
+    };
+    let time = |Timestamp(seconds, nanos)| {
+        Some(prost_types::Timestamp { seconds, nanos: i32::try_from(nanos).unwrap_or_default() })
+    };
+    api::Info {
+        name: info.name,
+        parent: info.parent.unwrap_or_default(),
+        kind: kind.into(),
+        created_at: time(info.created),
+        updated_at: time(info.updated),
+        labels: info.labels,
+    }
+}
