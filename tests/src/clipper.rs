@@ -60,9 +60,8 @@ impl Snapshotter {
         let log = self.scratch.join("log");
         let mut daemon = Daemon::start("clipper-snapshotter", &program("clipper-snapshotter")?, &args, &log)?;
         let path = self.socket.clone();
-        daemon.wait_until("listening", Duration::from_secs(20), || {
-            std::os::unix::net::UnixStream::connect(&path).ok()
-        })?;
+        daemon
+            .wait_until("listening", Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&path).ok())?;
         self.daemon = Some(daemon);
         Ok(())
     }
@@ -99,7 +98,8 @@ impl Snapshotter {
     pub fn resident_kib(&self) -> Result<u64> {
         let daemon = self.daemon.as_ref().context("the snapshotter is not running")?;
         let mut total = daemon.memory_kib("VmRSS")?;
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
         for child in children.split_whitespace() {
             let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
             let line = status.lines().find(|line| line.starts_with("VmRSS"));

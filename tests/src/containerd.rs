@@ -126,7 +126,14 @@ impl Containerd {
         let chain = self.chain_id(reference)?;
         self.ctr(&["snapshots", "--snapshotter", snapshotter, "view", &key, &chain])?;
         let view = View { containerd: self, snapshotter: snapshotter.into(), key, at };
-        let mounts = self.ctr(&["snapshots", "--snapshotter", snapshotter, "mounts", &view.at.display().to_string(), &view.key])?;
+        let mounts = self.ctr(&[
+            "snapshots",
+            "--snapshotter",
+            snapshotter,
+            "mounts",
+            &view.at.display().to_string(),
+            &view.key,
+        ])?;
         for line in mounts.lines().filter(|line| !line.trim().is_empty()) {
             run(Command::new("sh").args(["-c", line]))?;
         }
@@ -138,9 +145,10 @@ impl Containerd {
         let line = self.ctr(&["images", "list", &format!("name=={reference}")])?;
         let digest = line.split_whitespace().find(|word| word.starts_with("sha256:")).context("no such image")?;
         let mut manifest: serde_json::Value = serde_json::from_str(&self.ctr(&["content", "get", digest])?)?;
-        if let Some(first) = manifest["manifests"].as_array().and_then(|all| {
-            all.iter().find(|one| one["platform"]["architecture"] == "amd64").or(all.first())
-        }) {
+        if let Some(first) = manifest["manifests"]
+            .as_array()
+            .and_then(|all| all.iter().find(|one| one["platform"]["architecture"] == "amd64").or(all.first()))
+        {
             let digest = first["digest"].as_str().context("a manifest without a digest")?;
             manifest = serde_json::from_str(&self.ctr(&["content", "get", digest])?)?;
         }
@@ -175,7 +183,13 @@ impl Containerd {
         let mut daemon = Daemon::start("containerd", Path::new(line[0]), &line[1..], &self.scratch.join("log"))?;
         let socket = self.socket.clone();
         daemon.wait_until("answering", Duration::from_secs(30), || {
-            Command::new("ctr").arg("--address").arg(&socket).arg("version").output().ok().filter(|run| run.status.success())
+            Command::new("ctr")
+                .arg("--address")
+                .arg(&socket)
+                .arg("version")
+                .output()
+                .ok()
+                .filter(|run| run.status.success())
         })?;
         self.daemon = Some(daemon);
         Ok(())
@@ -192,6 +206,8 @@ impl Containerd {
 root = "{dir}/root"
 state = "{dir}/state"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs", "io.containerd.internal.v1.tracing"]
+[debug]
+  level = "warn"
 [grpc]
   address = "{dir}/containerd.sock"
 [ttrpc]
@@ -203,6 +219,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{sandbox_image}"
   stream_server_port = "0"
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{cri_snapshotter}"
     disable_snapshot_annotations = false

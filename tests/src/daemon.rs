@@ -104,7 +104,8 @@ impl Daemon {
     fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        let last = &lines[lines.len().saturating_sub(60)..];
+        last.iter().map(|line| line.chars().take(500).collect::<String>() + "\n").collect()
     }
 }
 

@@ -163,8 +163,7 @@ impl Layout {
     /// Writes an image index over these manifests; gives its descriptor.
     pub fn index(&self, manifests: &[Value]) -> Result<Value> {
         let media_type = "application/vnd.oci.image.index.v1+json";
-        let index =
-            serde_json::to_vec(&json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}))?;
+        let index = serde_json::to_vec(&json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}))?;
         Ok(json!({"mediaType": media_type, "digest": self.blob(&index)?, "size": index.len()}))
     }
 

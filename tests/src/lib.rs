@@ -3,8 +3,10 @@
 
 pub mod clipper;
 pub mod containerd;
+pub mod cri;
 pub mod daemon;
 pub mod layout;
+pub mod proxy;
 pub mod registry;
 pub mod scratch;
 pub mod tarball;

@@ -1,7 +1,7 @@
 //! A private OCI registry: Docker's own (`docker-registry`), on a loopback port, with its storage in scratch space.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -37,11 +37,7 @@ impl Registry {
         let mut line: Vec<&str> = prefix.to_vec();
         line.extend(["docker-registry", "serve", &config]);
         let mut daemon = Daemon::start("docker-registry", Path::new(line[0]), &line[1..], &scratch.join("log"))?;
-        let ready = format!("listening on {address}");
-        let log = scratch.join("log");
-        daemon.wait_until("listening", Duration::from_secs(20), || {
-            fs::read_to_string(&log).ok().filter(|text| text.contains(&ready)).map(|_| ())
-        })?;
+        daemon.wait_until("answering", Duration::from_secs(20), || answers(address, prefix).then_some(()))?;
         Ok(Self { daemon, address, storage, _scratch: scratch })
     }
 
@@ -64,7 +60,9 @@ impl Registry {
     pub fn push(&self, source: &str, repository_and_tag: &str) -> Result<String> {
         let target = format!("{}/{repository_and_tag}", self.host());
         let to = format!("docker://{target}");
-        run(Command::new("skopeo").args(["copy", "-q", "--all", "--dest-tls-verify=false", "--src-tls-verify=false"]).args([source, &to]))?;
+        run(Command::new("skopeo")
+            .args(["copy", "-q", "--all", "--dest-tls-verify=false", "--src-tls-verify=false"])
+            .args([source, &to]))?;
         Ok(target)
     }
 
@@ -91,9 +89,14 @@ impl Registry {
     /// A manifest as JSON, and its digest.
     pub fn manifest(&self, reference: &str) -> Result<(Value, String)> {
         let (repository, selector) = split_reference(reference)?;
-        let accept = ["oci.image.index.v1", "oci.image.manifest.v1", "docker.distribution.manifest.list.v2", "docker.distribution.manifest.v2"]
-            .map(|kind| format!("application/vnd.{kind}+json"))
-            .join(", ");
+        let accept = [
+            "oci.image.index.v1",
+            "oci.image.manifest.v1",
+            "docker.distribution.manifest.list.v2",
+            "docker.distribution.manifest.v2",
+        ]
+        .map(|kind| format!("application/vnd.{kind}+json"))
+        .join(", ");
         let url = format!("http://{}/v2/{repository}/manifests/{selector}", self.host());
         let body = run(Command::new("curl").args(["-sS", "-f", "-H", &format!("Accept: {accept}"), &url]))?;
         let digest = crate::layout::hex_digest(body.as_bytes());
@@ -130,9 +133,12 @@ pub fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Whether somebody listens there.
-pub fn answers(address: SocketAddr) -> bool {
-    TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
+/// Whether a registry answers there, as seen from where the prefix leads.
+fn answers(address: SocketAddr, prefix: &[&str]) -> bool {
+    let url = format!("http://{address}/v2/");
+    let mut line = prefix.to_vec();
+    line.extend(["curl", "-sf", "-m", "1", "-o", "/dev/null", &url]);
+    Command::new(line[0]).args(&line[1..]).status().is_ok_and(|status| status.success())
 }
 
 /// `host/repository:tag` or `host/repository@digest`, without the host.
@@ -143,7 +149,7 @@ fn split_reference(reference: &str) -> Result<(&str, &str)> {
 
 fn config_text(storage: &Path, address: SocketAddr) -> String {
     format!(
-        "version: 0.1\nlog: {{level: info}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
+        "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n\
          http:\n  addr: {address}\n",
         storage.display()
     )

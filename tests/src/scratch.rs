@@ -92,7 +92,12 @@ fn evict(dir: &Path) {
 pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let prefix = format!("{}/", dir.display());
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with(&prefix)).map(PathBuf::from).collect()
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|at| at.starts_with(&prefix))
+        .map(PathBuf::from)
+        .collect()
 }
 
 /// Processes that name the directory in their command line, or whose own mount namespace has it: shims, runc's children

@@ -453,7 +453,8 @@ mod tests {
             tar.entry(&Entry::new("holes", Kind::Sparse(sparse))).unwrap();
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join("t.tar"), tar.finish().unwrap()).unwrap();
-            let run = std::process::Command::new("tar").args(["-xf", "t.tar"]).current_dir(dir.path()).status().unwrap();
+            let run =
+                std::process::Command::new("tar").args(["-xf", "t.tar"]).current_dir(dir.path()).status().unwrap();
             assert!(run.success());
             assert!(std::fs::read(dir.path().join("holes")).unwrap() == expected, "{format:?}");
         }

@@ -54,7 +54,9 @@ pub fn differences(expected: &Tree, actual: &Tree, limit: usize) -> Vec<String> 
             Some(_) => {}
         }
     }
-    lines.extend(actual.keys().filter(|path| !expected.contains_key(*path)).map(|path| format!("{} is extra", path.display())));
+    lines.extend(
+        actual.keys().filter(|path| !expected.contains_key(*path)).map(|path| format!("{} is extra", path.display())),
+    );
     let more = lines.len().saturating_sub(limit);
     lines.truncate(limit);
     if more > 0 {

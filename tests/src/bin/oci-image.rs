@@ -31,7 +31,8 @@ fn main() -> Result<()> {
         let (dir, compression) = layer.rsplit_once('=').context("a layer is DIR=COMPRESSION")?;
         let mut files = 0;
         let packed = layout.layer(&Compression::by_name(compression)?, |out| {
-            let mut pack = Pack { root: PathBuf::from(dir), tar: TarWriter::new(out), links: HashMap::new(), epoch, files: 0 };
+            let mut pack =
+                Pack { root: PathBuf::from(dir), tar: TarWriter::new(out), links: HashMap::new(), epoch, files: 0 };
             pack.directory(Path::new(""))?;
             files = pack.files;
             pack.tar.finish()?;
@@ -57,11 +58,11 @@ struct Pack<W> {
 impl<W: std::io::Write> Pack<W> {
     fn directory(&mut self, relative: &Path) -> Result<()> {
         let absolute = self.root.join(relative);
-        let mut names: Vec<_> =
-            fs::read_dir(&absolute)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+        let mut names: Vec<_> = fs::read_dir(&absolute)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
         names.sort();
         if xattr::get(&absolute, "trusted.overlay.opaque")?.as_deref() == Some(b"y") {
-            self.tar.entry(&Entry::file(relative.join(".wh..wh..opq").as_os_str().as_bytes(), "").mtime(self.epoch, 0))?;
+            self.tar
+                .entry(&Entry::file(relative.join(".wh..wh..opq").as_os_str().as_bytes(), "").mtime(self.epoch, 0))?;
         }
         for name in names {
             self.path(&relative.join(&name), &name)
@@ -100,7 +101,8 @@ impl<W: std::io::Write> Pack<W> {
         let first = if kind.is_dir() || meta.nlink() < 2 { None } else { self.links.get(&meta.ino()).cloned() };
         let stored = if kind.is_dir() { [path.as_slice(), b"/"].concat() } else { path.clone() };
         let mut entry = Entry::new(stored, what).mode(meta.mode() & 0o7777).owner(meta.uid(), meta.gid());
-        entry.mtime = if meta.mtime() >= self.epoch { (self.epoch, 0) } else { (meta.mtime(), meta.mtime_nsec() as u32) };
+        entry.mtime =
+            if meta.mtime() >= self.epoch { (self.epoch, 0) } else { (meta.mtime(), meta.mtime_nsec() as u32) };
         if let Some(first) = first {
             entry.kind = Kind::Hardlink(first);
             return Ok(self.tar.entry(&entry)?);
