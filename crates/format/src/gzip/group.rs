@@ -1,0 +1,176 @@
+//! Checkpoints on disk: consecutive ones are stored together, column by column, in one zstd frame.
+use super::{Checkpoint, GzipError, WINDOW, checkpoint::Run, inflate::Block};
+use std::sync::Arc;
+
+/// Checkpoints of a group; only a layer's last group has fewer.
+pub const CHECKPOINTS_PER_GROUP: usize = 16;
+
+/// Most bytes of a checkpoint before compression: a whole window, its runs, and codes.
+const MAX_ENCODED: usize = WINDOW + (WINDOW / 2 + 1) * 6 + 1024;
+/// Longest definition of a block's codes, in bytes: 14 bits, 19 lengths of 3 bits, 316 lengths of at most 14 bits.
+const MAX_CODES: usize = (14 + 19 * 3 + 316 * 14) / 8 + 1;
+
+const HEADER: u8 = 0;
+const STORED: u8 = 1;
+const FIXED: u8 = 2;
+const DYNAMIC: u8 = 3;
+const LAST: u8 = 4;
+
+/// Encodes up to [`CHECKPOINTS_PER_GROUP`] checkpoints as one zstd frame of the given level.
+pub fn encode_group(checkpoints: &[Checkpoint], level: i32) -> Vec<u8> {
+    let columns = encode_columns(checkpoints);
+    // Compressing bytes in memory fails only if memory runs out.
+    zstd::bulk::compress(&columns, level).unwrap_or_default()
+}
+
+/// Decodes what [`encode_group`] made.
+pub fn decode_group(frame: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
+    let columns = zstd::bulk::decompress(frame, MAX_ENCODED * CHECKPOINTS_PER_GROUP)
+        .map_err(|_| GzipError::Checkpoint("its group isn't a zstd frame, or too large"))?;
+    decode_columns(&columns)
+}
+
+impl Checkpoint {
+    /// The checkpoint as bytes, not compressed.
+    pub fn encode(&self) -> Vec<u8> {
+        encode_columns(std::slice::from_ref(self))
+    }
+
+    /// Decodes what [`Checkpoint::encode`] made.
+    pub fn decode(bytes: &[u8]) -> Result<Self, GzipError> {
+        let mut checkpoints = decode_columns(bytes)?;
+        match checkpoints.pop() {
+            Some(checkpoint) if checkpoints.is_empty() => Ok(checkpoint),
+            _ => Err(GzipError::Checkpoint("not a single one")),
+        }
+    }
+}
+
+fn encode_columns(checkpoints: &[Checkpoint]) -> Vec<u8> {
+    let mut out = vec![checkpoints.len() as u8];
+    for checkpoint in checkpoints {
+        let last = if checkpoint.last { LAST } else { 0 };
+        match &checkpoint.block {
+            Block::Header => out.push(HEADER | last),
+            Block::Stored { left } => {
+                out.push(STORED | last);
+                put(&mut out, *left);
+            }
+            Block::Fixed => out.push(FIXED | last),
+            Block::Dynamic { codes } => {
+                out.push(DYNAMIC | last);
+                put(&mut out, codes.len() as u16);
+            }
+        }
+        put(&mut out, checkpoint.runs.len() as u16);
+    }
+    let runs = || checkpoints.iter().flat_map(|checkpoint| &checkpoint.runs);
+    for run in runs() {
+        put(&mut out, run.gap);
+    }
+    for run in runs() {
+        put(&mut out, run.length);
+    }
+    for checkpoint in checkpoints {
+        if let Block::Dynamic { codes } = &checkpoint.block {
+            out.extend_from_slice(codes);
+        }
+    }
+    for checkpoint in checkpoints {
+        out.extend_from_slice(&checkpoint.bytes);
+    }
+    out
+}
+
+/// Appends a number in base 128, the lowest digit first; all but the last have their high bit set.
+fn put(out: &mut Vec<u8>, mut value: u16) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Reads columns.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], GzipError> {
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or(GzipError::Checkpoint("it is truncated"))?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    fn byte(&mut self) -> Result<u8, GzipError> {
+        Ok(self.bytes(1)?[0])
+    }
+
+    fn number(&mut self) -> Result<u16, GzipError> {
+        let mut value = 0u32;
+        for shift in [0, 7, 14] {
+            let byte = self.byte()?;
+            value |= u32::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return u16::try_from(value).map_err(|_| GzipError::Checkpoint("a number is out of range"));
+            }
+        }
+        Err(GzipError::Checkpoint("a number is out of range"))
+    }
+}
+
+fn decode_columns(columns: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
+    let mut reader = Reader(columns);
+    let count = usize::from(reader.byte()?);
+    if count > CHECKPOINTS_PER_GROUP {
+        return Err(GzipError::Checkpoint("a group has too many"));
+    }
+    let mut checkpoints = Vec::with_capacity(count);
+    let mut sizes = Vec::with_capacity(count);
+    for _ in 0..count {
+        let kind = reader.byte()?;
+        let mut codes = 0;
+        let block = match kind & !LAST {
+            HEADER => Block::Header,
+            STORED => Block::Stored { left: reader.number()? },
+            FIXED => Block::Fixed,
+            DYNAMIC => {
+                codes = usize::from(reader.number()?);
+                Block::Dynamic { codes: Arc::new([]) }
+            }
+            _ => return Err(GzipError::Checkpoint("its block is of an unknown kind")),
+        };
+        let runs = usize::from(reader.number()?);
+        if codes > MAX_CODES || runs > WINDOW / 2 + 1 {
+            return Err(GzipError::Checkpoint("it is too large"));
+        }
+        sizes.push((codes, runs));
+        checkpoints.push(Checkpoint { block, last: kind & LAST != 0, runs: Vec::new(), bytes: Vec::new() });
+    }
+    for (checkpoint, &(_, runs)) in checkpoints.iter_mut().zip(&sizes) {
+        for _ in 0..runs {
+            checkpoint.runs.push(Run { gap: reader.number()?, length: 0 });
+        }
+    }
+    for checkpoint in &mut checkpoints {
+        for run in &mut checkpoint.runs {
+            run.length = reader.number()?;
+        }
+        let reach: usize = checkpoint.runs.iter().map(|run| usize::from(run.gap) + usize::from(run.length)).sum();
+        if reach > WINDOW {
+            return Err(GzipError::Checkpoint("its bytes don't fit into a window"));
+        }
+    }
+    for (checkpoint, &(codes, _)) in checkpoints.iter_mut().zip(&sizes) {
+        if matches!(checkpoint.block, Block::Dynamic { .. }) {
+            checkpoint.block = Block::Dynamic { codes: reader.bytes(codes)?.into() };
+        }
+    }
+    for checkpoint in &mut checkpoints {
+        let length = checkpoint.runs.iter().map(|run| usize::from(run.length)).sum();
+        checkpoint.bytes = reader.bytes(length)?.to_vec();
+    }
+    if !reader.0.is_empty() {
+        return Err(GzipError::Checkpoint("something follows it"));
+    }
+    Ok(checkpoints)
+}

@@ -1,0 +1,258 @@
+//! Building the index of a gzip layer: inflate it once, cut it into spans, note how to start at each.
+use super::{
+    Checkpoint, GzipError, WINDOW,
+    cut::{GRID, Mark, Trail},
+    inflate::{Input, OVERRUN, Output},
+    member::{Members, Pause},
+};
+use crate::span::Start;
+
+/// Most source bytes that a span may need. Real spans need about as many as they have device bytes; only a stream full
+/// of empty blocks or members needs more.
+pub const MAX_SPAN_SOURCE: u32 = 64 << 20;
+
+/// How to index.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexOptions {
+    /// Most device bytes of a span; rounded down to whole blocks, and up to 64 KiB.
+    pub span_size: u32,
+}
+
+/// A span that the indexer has cut.
+#[derive(Clone, Debug)]
+pub struct IndexedSpan {
+    /// First device byte.
+    pub device_offset: u64,
+    /// First byte of the blob that decoding needs.
+    pub source_offset: u64,
+    /// Bytes of the blob that decoding needs.
+    pub source_len: u32,
+    /// How the decoder starts.
+    pub start: Start,
+    /// The checkpoint, if `start` names one; they are numbered from 0 in the order of spans.
+    pub checkpoint: Option<Checkpoint>,
+    /// The span's device bytes; never empty.
+    pub bytes: Vec<u8>,
+}
+
+/// History kept before the span at hand: a window before the symbol that straddles the span's start, in whole blocks.
+const HISTORY: usize = WINDOW + GRID;
+/// A span is cut when so much after the farthest possible cut is decoded that nothing further refers across it.
+const LOOKAHEAD: usize = WINDOW;
+/// Input is taken in pieces of so many bytes, so that one large push isn't copied as a whole.
+const PIECE: usize = 64 << 10;
+/// Output is hashed when there is so much of it.
+const HASHED: usize = 32 << 10;
+
+/// Inflates a gzip layer that is pushed in pieces, and cuts it into spans. What comes out doesn't depend on the pieces.
+pub struct Indexer {
+    span_blocks: usize,
+    /// Input not yet decoded, from byte `base` of the blob on.
+    input: Vec<u8>,
+    base: u64,
+    /// Next bit of the input.
+    bit: usize,
+    /// More input than this is needed to go on.
+    waiting_for: usize,
+    members: Members,
+    /// History, the span at hand, and what comes after it.
+    bytes: Vec<u8>,
+    at: usize,
+    floor: usize,
+    trail: Trail,
+    device_offset: u64,
+    checkpoints: u32,
+    /// CRC and length of the member at hand, as far as position `hashed`.
+    crc: crc32fast::Hasher,
+    length: u32,
+    hashed: usize,
+    /// Byte of the blob after the last member that had bytes.
+    data_end: u64,
+    failed: Option<GzipError>,
+}
+
+impl Indexer {
+    /// An indexer at the start of a layer.
+    pub fn new(options: IndexOptions) -> Self {
+        let span_blocks = (options.span_size as usize).max(64 << 10) / GRID;
+        let size = HISTORY + span_blocks * GRID + LOOKAHEAD + GRID + OVERRUN;
+        Self {
+            span_blocks,
+            input: Vec::new(),
+            base: 0,
+            bit: 0,
+            waiting_for: 0,
+            members: Members::new(),
+            bytes: vec![0; size],
+            at: HISTORY,
+            floor: HISTORY,
+            trail: Trail::new(size, HISTORY),
+            device_offset: 0,
+            checkpoints: 0,
+            crc: crc32fast::Hasher::new(),
+            length: 0,
+            hashed: HISTORY,
+            data_end: 0,
+            failed: None,
+        }
+    }
+
+    /// Takes the next bytes of the layer; spans that are complete are appended to `out`. After an error, every further
+    /// call gives the same error.
+    pub fn push(&mut self, compressed: &[u8], out: &mut Vec<IndexedSpan>) -> Result<(), GzipError> {
+        for piece in compressed.chunks(PIECE) {
+            self.input.extend_from_slice(piece);
+            if self.input.len() > self.waiting_for {
+                self.try_advance(out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The layer has ended: checks that it is complete and appends the last spans to `out`.
+    pub fn finish(&mut self, out: &mut Vec<IndexedSpan>) -> Result<(), GzipError> {
+        self.try_advance(out)?;
+        if !self.members.may_end() || self.bit < self.input.len() * 8 {
+            let offset = self.base + self.input.len() as u64;
+            return self.fail(GzipError::Truncated { member: self.members.member(), offset });
+        }
+        while self.at > HISTORY {
+            if let Err(error) = self.cut(out) {
+                return self.fail(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, error: GzipError) -> Result<(), GzipError> {
+        self.failed = Some(error.clone());
+        Err(error)
+    }
+
+    fn try_advance(&mut self, out: &mut Vec<IndexedSpan>) -> Result<(), GzipError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        match self.advance(out) {
+            Ok(()) => Ok(()),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Decodes as much as the input allows.
+    fn advance(&mut self, out: &mut Vec<IndexedSpan>) -> Result<(), GzipError> {
+        let cap = HISTORY + self.span_blocks * GRID + LOOKAHEAD;
+        loop {
+            let limit = (self.at / GRID + 1) * GRID;
+            let mut input = Input { bytes: &self.input, bit: self.bit };
+            let mut output = Output { bytes: &mut self.bytes, at: self.at, floor: self.floor };
+            let pause = self.members.run(&mut input, self.base, &mut output, limit, &mut self.trail);
+            (self.bit, self.at, self.floor) = (input.bit, output.at, output.floor);
+            match pause? {
+                Pause::Full { bit, at } => {
+                    let inflate = &self.members.inflate;
+                    let state = (inflate.block(), inflate.last());
+                    self.trail.reached(limit, bit, limit - at, state, self.bit);
+                    if self.at - self.hashed >= HASHED {
+                        self.hash();
+                    }
+                    if limit == cap {
+                        self.cut(out)?;
+                    }
+                }
+                Pause::MemberEnd { crc, length } => self.end_member(crc, length)?,
+                Pause::Starved => break,
+            }
+        }
+        let done = (self.bit >> 3).min(self.input.len());
+        self.input.drain(..done);
+        self.base += done as u64;
+        self.bit -= done * 8;
+        self.trail.base_bits = self.base * 8;
+        // A long header is looked at again when there is twice as much of it, not after every byte.
+        self.waiting_for = if self.input.len() > 512 { self.input.len() * 2 } else { 0 };
+        Ok(())
+    }
+
+    /// Hashes what has come out of the member at hand.
+    fn hash(&mut self) {
+        let new = &self.bytes[self.hashed..self.at];
+        self.crc.update(new);
+        self.length = self.length.wrapping_add(new.len() as u32);
+        self.hashed = self.at;
+    }
+
+    /// Compares the member that has just ended with its trailer.
+    fn end_member(&mut self, crc: u32, length: u32) -> Result<(), GzipError> {
+        self.hash();
+        let member = self.members.member() - 1;
+        let offset = self.base + (self.bit >> 3) as u64 - 8;
+        if self.length != 0 {
+            self.data_end = offset;
+        }
+        let found = std::mem::take(&mut self.crc).finalize();
+        if found != crc {
+            return Err(GzipError::Crc { member, offset, found, wanted: crc });
+        }
+        let found = std::mem::take(&mut self.length);
+        if found != length {
+            return Err(GzipError::Length { member, offset, found, wanted: length });
+        }
+        Ok(())
+    }
+
+    /// Cuts the span at hand off.
+    fn cut(&mut self, out: &mut Vec<IndexedSpan>) -> Result<(), GzipError> {
+        self.hash();
+        let decoded = self.at - HISTORY;
+        let Some(start) = self.trail.mark(0).cloned() else { return Ok(()) };
+        let (length, end) = if decoded <= self.span_blocks * GRID {
+            (decoded, self.data_end)
+        } else {
+            let blocks = self.trail.choose(&self.bytes, self.span_blocks / 2..=self.span_blocks);
+            (blocks * GRID, self.trail.mark(blocks).map_or(self.data_end, |mark| mark.end))
+        };
+        let source_offset = start.bit >> 3;
+        let Some(source_len) = u32::try_from(end.saturating_sub(source_offset)).ok().filter(|l| *l <= MAX_SPAN_SOURCE)
+        else {
+            return Err(GzipError::SpanTooLong { member: self.members.member(), offset: source_offset });
+        };
+        let checkpoint = self.checkpoint(&start);
+        let start = match checkpoint {
+            None => Start::GzipMember,
+            Some(_) => {
+                self.checkpoints += 1;
+                Start::Gzip { bit: (start.bit & 7) as u8, skip: start.skip, checkpoint: self.checkpoints - 1 }
+            }
+        };
+        let bytes = self.bytes[HISTORY..HISTORY + length].to_vec();
+        out.push(IndexedSpan {
+            device_offset: self.device_offset,
+            source_offset,
+            source_len,
+            start,
+            checkpoint,
+            bytes,
+        });
+        self.device_offset += length as u64;
+        if length == decoded {
+            self.at = HISTORY;
+            return Ok(());
+        }
+        self.trail.slide(length / GRID, self.at);
+        self.bytes.copy_within(length..self.at, 0);
+        self.at -= length;
+        self.hashed -= length;
+        self.floor = self.floor.saturating_sub(length);
+        Ok(())
+    }
+
+    /// The checkpoint of the span at hand, which starts at `start`.
+    fn checkpoint(&self, start: &Mark) -> Option<Checkpoint> {
+        let (block, last) = start.state.as_ref()?;
+        let end = HISTORY - usize::from(start.skip);
+        let from = end - WINDOW;
+        let needed = |at| self.trail.crosses(from + at, HISTORY);
+        Some(Checkpoint::new(block.clone(), *last, &self.bytes[from..end], needed))
+    }
+}
