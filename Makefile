@@ -1,0 +1,74 @@
+# Clipper: build, show, test, measure. Every target does its own set-up; on a fresh Debian only Rust, make and root are
+# needed.
+
+SHELL = /bin/bash
+.SHELLFLAGS = -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+CARGO ?= cargo
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+FUZZ_SECONDS ?= 60
+RUNS ?= 5
+
+.PHONY: help
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 27
+
+.PHONY: setup
+setup: ## Debian packages that building and testing need (idempotent)
+	@scripts/setup
+
+.PHONY: build
+build: setup ## the programs: target/release/clipper and clipper-snapshotter
+	$(CARGO) build --release --workspace --all-targets
+
+.PHONY: images
+images: build ## the small images that the tests use, below .cache/images
+	@scripts/images busybox small
+
+.PHONY: bench-images
+bench-images: build ## the 1.5 GB Node.js image that the benches and the demo use (a few minutes)
+	@scripts/images busybox small node-red
+
+.PHONY: demo
+demo: bench-images ## convert a real image, start it before it is downloaded, and compare with containerd's overlayfs
+	@$(BIN)/demo
+
+.PHONY: test
+test: images check fuzz-smoke ## everything: format, lints, licences, fuzzing in short, unit tests, end to end, conformance
+	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | scripts/count-tests
+
+.PHONY: check
+check: build ## formatting, clippy, licences and sources
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	scripts/deny
+
+.PHONY: fuzz
+fuzz: setup ## every fuzz target for FUZZ_SECONDS (60)
+	scripts/fuzz $(FUZZ_SECONDS)
+
+.PHONY: fuzz-smoke
+fuzz-smoke: setup
+	scripts/fuzz 5
+
+.PHONY: bench
+bench: bench-cold-start bench-convert ## all benches; the results go to benches/RESULTS.md
+
+.PHONY: bench-cold-start
+bench-cold-start: bench-images ## pull and start to ready over a shaped link, RUNS (5) each
+	$(BIN)/cold-start --runs $(RUNS)
+
+.PHONY: bench-convert
+bench-convert: bench-images ## conversion against `gzip -dc | sha256sum`, memory, index size
+	$(BIN)/convert-speed --runs $(RUNS)
+
+.PHONY: clean
+clean: ## build output; .cache (images, tools) stays
+	$(CARGO) clean
+	rm -rf fuzz/target
+
+.PHONY: distclean
+distclean: clean ## and .cache as well
+	rm -rf .cache
