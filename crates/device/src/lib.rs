@@ -1,1 +1,32 @@
-//! device
+//! A lazily filled device: a layer's decompressed bytes as a sparse local file, fetched, verified and recorded span
+//! by span as they are read.
+//!
+//! [`Devices`] owns a directory of them, one per layer, and what they share: connections, memory, decoding threads.
+//! A [`Device`] answers [`try_read`](Device::try_read) from what is here already, and [`read`](Device::read) after
+//! fetching what isn't. Where the bytes come from is a [`Source`]'s business.
+#![forbid(unsafe_code)]
+
+mod activity;
+mod bitmap;
+mod board;
+mod checkpoints;
+mod decode;
+mod device;
+mod devices;
+mod error;
+mod fill;
+mod limits;
+mod options;
+mod presence;
+mod readers;
+mod run;
+mod source;
+mod sources;
+mod storage;
+
+pub use device::{Device, DeviceSpec, DeviceStats};
+pub use devices::Devices;
+pub use error::DeviceError;
+pub use fill::FillState;
+pub use options::{DeviceOptions, Priority};
+pub use source::{ByteStream, Source, SourceError};

@@ -1,0 +1,304 @@
+//! The board of flights: which spans of a device are on their way, in which run, and who waits for them.
+use crate::{error::DeviceError, options::Priority};
+use bytes::Bytes;
+use clipper_format::span::Span;
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+use tokio::sync::Notify;
+
+/// How often the pause after a failure doubles.
+const FAILURES_MAX: u32 = 6;
+
+/// A span on its way. Any number of readers wait for it.
+#[derive(Default)]
+pub(crate) struct Flight {
+    outcome: OnceLock<Outcome>,
+    landed: Notify,
+}
+
+/// How a flight ended.
+pub(crate) type Outcome = Result<Landed, DeviceError>;
+
+/// A span that has arrived and been verified.
+#[derive(Clone, Debug)]
+pub(crate) enum Landed {
+    /// It is on disk.
+    Stored,
+    /// It couldn't be written, for this reason: whoever waits gets the bytes from memory.
+    Unstored(Bytes, DeviceError),
+}
+
+impl Flight {
+    /// Waits for the end of the flight.
+    pub(crate) async fn landed(&self) -> Outcome {
+        loop {
+            let mut landed = std::pin::pin!(self.landed.notified());
+            landed.as_mut().enable();
+            if let Some(outcome) = self.outcome.get() {
+                return outcome.clone();
+            }
+            landed.await;
+        }
+    }
+
+    fn land(&self, outcome: Outcome) {
+        // Only the first outcome counts.
+        let _ = self.outcome.set(outcome);
+        self.landed.notify_waiters();
+    }
+}
+
+/// Number of a run, unique within its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct RunId(u64);
+
+/// A run to be flown: somebody must start a task for it.
+#[derive(Clone, Debug)]
+pub(crate) struct NewRun {
+    pub(crate) id: RunId,
+    /// Told whenever the run's spans or their priority change.
+    pub(crate) changed: Arc<Notify>,
+}
+
+/// Spans fetched with one GET, in order.
+struct Run {
+    /// The span being fetched, or to be fetched next.
+    next: usize,
+    end: usize,
+    /// Spans up to here are wanted with at least this priority.
+    wanted: [usize; 3],
+    changed: Arc<Notify>,
+}
+
+struct Entry {
+    flight: Arc<Flight>,
+    run: RunId,
+}
+
+struct Failure {
+    until: Instant,
+    times: u32,
+    error: DeviceError,
+}
+
+/// All flights of a device. A span is in flight at most once; a run's spans from `next` on are all in flight.
+#[derive(Default)]
+pub(crate) struct Board {
+    flights: HashMap<usize, Entry>,
+    runs: HashMap<RunId, Run>,
+    failures: HashMap<usize, Failure>,
+    runs_made: u64,
+}
+
+/// What to claim.
+pub(crate) struct Wanted<'a> {
+    /// The spans asked for.
+    pub(crate) spans: Range<usize>,
+    /// Who asks.
+    pub(crate) priority: Priority,
+    /// Spans up to here follow as prefetch, if they are missing.
+    pub(crate) ahead: usize,
+    /// The device's spans.
+    pub(crate) table: &'a [Span],
+    /// Source bytes that may come first in a run that is joined.
+    pub(crate) join_distance: u64,
+    /// Whether a span isn't on disk.
+    pub(crate) missing: &'a dyn Fn(usize) -> bool,
+}
+
+/// Flights to wait for, and runs to start.
+#[derive(Default)]
+pub(crate) struct Claim {
+    pub(crate) flights: Vec<(usize, Arc<Flight>)>,
+    pub(crate) runs: Vec<NewRun>,
+}
+
+impl Board {
+    /// Finds or makes flights for all missing spans of `wanted`.
+    ///
+    /// A span in flight is joined. If it lies far ahead in its run and nobody waits for it there, the run is split,
+    /// so that the span needn't wait for what comes before it. Fails if one of the spans failed just before.
+    pub(crate) fn claim(&mut self, wanted: &Wanted<'_>) -> Result<Claim, DeviceError> {
+        self.check_failures(wanted)?;
+        let mut claim = Claim::default();
+        for span in wanted.spans.clone() {
+            if let Some(entry) = self.flights.get(&span) {
+                claim.flights.push((span, Arc::clone(&entry.flight)));
+                let run = entry.run;
+                claim.runs.extend(self.raise(run, span, wanted));
+            } else if (wanted.missing)(span) {
+                let flight = self.add(span, wanted.priority, &mut claim.runs);
+                claim.flights.push((span, flight));
+            }
+        }
+        for span in wanted.spans.end..wanted.ahead {
+            if self.flights.contains_key(&span) || self.failures.contains_key(&span) || !(wanted.missing)(span) {
+                continue;
+            }
+            self.add(span, wanted.priority.min(Priority::Prefetch), &mut claim.runs);
+        }
+        Ok(claim)
+    }
+
+    fn check_failures(&self, wanted: &Wanted<'_>) -> Result<(), DeviceError> {
+        if self.failures.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let failed = |span: &usize| {
+            let failure = self.failures.get(span).filter(|failure| failure.until > now)?;
+            (!self.flights.contains_key(span) && (wanted.missing)(*span)).then(|| failure.error.clone())
+        };
+        wanted.spans.clone().find_map(|span| failed(&span)).map_or(Ok(()), Err)
+    }
+
+    /// A new flight for `span`, in the last of the `new` runs if it continues it.
+    fn add(&mut self, span: usize, priority: Priority, new: &mut Vec<NewRun>) -> Arc<Flight> {
+        let last = new.last().map(|run| run.id).filter(|id| self.runs.get(id).is_some_and(|run| run.end == span));
+        let id = last.unwrap_or_else(|| {
+            let run = self.new_run(span, [span; 3]);
+            let id = run.id;
+            new.push(run);
+            id
+        });
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.end = span + 1;
+            run.want(span, priority);
+        }
+        let flight = Arc::new(Flight::default());
+        self.flights.insert(span, Entry { flight: Arc::clone(&flight), run: id });
+        flight
+    }
+
+    /// Makes `span`, in flight in run `id`, wanted with the priority of `wanted`. Returns a run split off for that.
+    fn raise(&mut self, id: RunId, span: usize, wanted: &Wanted<'_>) -> Option<NewRun> {
+        let run = self.runs.get_mut(&id)?;
+        if span < run.next || span < run.wanted[wanted.priority as usize] {
+            return None;
+        }
+        let start = |span: usize| wanted.table.get(span).map_or(0, |span| span.source_offset);
+        if start(span).saturating_sub(start(run.next)) <= wanted.join_distance {
+            run.want(span, wanted.priority);
+            run.changed.notify_waiters();
+            return None;
+        }
+        let end = std::mem::replace(&mut run.end, span);
+        let reached = run.wanted;
+        run.changed.notify_waiters();
+        let new = self.new_run(span, reached.map(|until| until.max(span)));
+        for moved in span..end {
+            if let Some(entry) = self.flights.get_mut(&moved) {
+                entry.run = new.id;
+            }
+        }
+        if let Some(run) = self.runs.get_mut(&new.id) {
+            run.end = end;
+            run.want(span, wanted.priority);
+        }
+        Some(new)
+    }
+
+    fn new_run(&mut self, next: usize, wanted: [usize; 3]) -> NewRun {
+        let id = RunId(self.runs_made);
+        self.runs_made += 1;
+        let changed = Arc::new(Notify::new());
+        self.runs.insert(id, Run { next, end: next, wanted, changed: Arc::clone(&changed) });
+        NewRun { id, changed }
+    }
+
+    /// The spans that run `id` still has to fetch. The run ends when there are none.
+    pub(crate) fn remaining(&mut self, id: RunId) -> Option<Range<usize>> {
+        let run = self.runs.get(&id)?;
+        let left = run.next..run.end;
+        if left.is_empty() {
+            self.runs.remove(&id);
+            return None;
+        }
+        Some(left)
+    }
+
+    /// The span after `fetched`, if run `id` goes on with it.
+    pub(crate) fn advance(&mut self, id: RunId, fetched: usize) -> Option<usize> {
+        let run = self.runs.get_mut(&id)?;
+        run.next = fetched + 1;
+        (run.next < run.end).then_some(run.next)
+    }
+
+    /// Run `id` goes back to `span`, which it fetched but couldn't decode.
+    pub(crate) fn rewind(&mut self, id: RunId, span: usize) {
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.next = span;
+        }
+    }
+
+    /// How urgently run `id` is to fetch `span`. `None` if it isn't to be fetched by it any more.
+    pub(crate) fn priority(&self, id: RunId, span: usize) -> Option<Priority> {
+        let run = self.runs.get(&id).filter(|run| span < run.end)?;
+        Some(run.priority(span))
+    }
+
+    /// Ends the flight of `span`, which run `id` fetched. A failure that a reader waited for is remembered for
+    /// `retry_after`, doubled for each time before.
+    pub(crate) fn land(&mut self, id: RunId, span: usize, outcome: Outcome, retry_after: Duration) {
+        match &outcome {
+            Ok(_) => drop(self.failures.remove(&span)),
+            Err(error) if self.runs.get(&id).is_some_and(|run| run.priority(span) == Priority::Foreground) => {
+                let times = self.failures.get(&span).map_or(0, |failure| (failure.times + 1).min(FAILURES_MAX));
+                let until = Instant::now() + retry_after.saturating_mul(1 << times);
+                self.failures.insert(span, Failure { until, times, error: error.clone() });
+            }
+            Err(_) => {}
+        }
+        if let Some(entry) = self.flights.remove(&span) {
+            entry.flight.land(outcome);
+        }
+    }
+
+    /// Ends run `id` and all its flights with `error`.
+    pub(crate) fn abandon(&mut self, id: RunId, error: &DeviceError, retry_after: Duration) {
+        let mut spans: Vec<usize> = self.flights.iter().filter(|(_, e)| e.run == id).map(|(span, _)| *span).collect();
+        spans.sort_unstable();
+        for span in spans {
+            self.land(id, span, Err(error.clone()), retry_after);
+        }
+        self.runs.remove(&id);
+    }
+
+    /// Cuts off what only background fill wants.
+    pub(crate) fn stop_background(&mut self, error: &DeviceError) {
+        for (id, run) in &mut self.runs {
+            let keep = run.next.max(run.wanted[Priority::Prefetch as usize]);
+            for span in keep..run.end {
+                if let Some(entry) = self.flights.get(&span).filter(|entry| entry.run == *id) {
+                    entry.flight.land(Err(error.clone()));
+                    self.flights.remove(&span);
+                }
+            }
+            run.end = run.end.min(keep);
+            run.changed.notify_waiters();
+        }
+    }
+}
+
+impl Run {
+    fn want(&mut self, span: usize, priority: Priority) {
+        for until in &mut self.wanted[..=priority as usize] {
+            *until = (*until).max(span + 1);
+        }
+    }
+
+    fn priority(&self, span: usize) -> Priority {
+        let wanted = |priority| span < self.wanted[priority as usize];
+        if wanted(Priority::Foreground) {
+            Priority::Foreground
+        } else if wanted(Priority::Prefetch) {
+            Priority::Prefetch
+        } else {
+            Priority::Background
+        }
+    }
+}

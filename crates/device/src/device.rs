@@ -1,0 +1,532 @@
+//! A device: what is here, and what must be fetched first.
+use crate::{
+    board::{Board, Claim, Landed, Wanted},
+    checkpoints::Batches,
+    devices::Shared,
+    error::{DeviceError, is_full},
+    fill::Fill,
+    options::Priority,
+    readers::{Readers, Triggers},
+    run::Run,
+    source::{Source, SourceError},
+    sources::Sources,
+    storage::Storage,
+};
+use bytes::{Bytes, BytesMut};
+use clipper_format::{
+    Digest,
+    gzip::CHECKPOINTS_PER_GROUP,
+    span::{Span, SpanTable},
+};
+use futures::StreamExt;
+use std::{
+    fmt, io,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+use tokio::time::{sleep, timeout};
+
+/// Device bytes that one read asks for at a time.
+const READ_STEP: u64 = 8 << 20;
+/// Device bytes that [`Device::ensure`] asks for at a time.
+const ENSURE_STEP: u64 = 64 << 20;
+
+/// What a device is made of. Two specs of one digest must describe the same bytes and spans; their sources are
+/// alternatives.
+pub struct DeviceSpec {
+    /// Names the device, on disk too. Not just the layer's digest: whoever makes the span table says what the bytes
+    /// are, so a name must stand for both the layer and its table, or one image could spoil another's layer.
+    pub digest: Digest,
+    /// Bytes of the layer blob.
+    pub source_size: u64,
+    /// All spans of the layer.
+    pub spans: SpanTable,
+    /// Where in the checkpoints blob the layer's groups of checkpoints lie.
+    pub checkpoint_groups: Vec<Range<u64>>,
+    /// The layer blob.
+    pub layer: Arc<dyn Source>,
+    /// The checkpoints blob. Without it, a gzip span is decoded from the start of its gzip member.
+    pub checkpoints: Option<Arc<dyn Source>>,
+}
+
+/// What a device has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStats {
+    /// Source bytes of spans that arrived.
+    pub fetched_bytes: u64,
+    /// Bytes of checkpoints that arrived.
+    pub checkpoint_bytes: u64,
+    /// Runs started: about as many GETs of the layer.
+    pub runs: u64,
+    /// Spans that came out wrong.
+    pub corrupt_spans: u64,
+}
+
+/// A layer's decompressed bytes, filled as they are read. Obtained from [`Devices::device`](crate::Devices::device).
+///
+/// Dropping the last handle makes what is present durable, soon; [`flush`](Device::flush) does so at once.
+pub struct Device {
+    me: Weak<Device>,
+    digest: Digest,
+    table: SpanTable,
+    pub(crate) fingerprint: [u8; 32],
+    batches: Batches,
+    pub(crate) layer: Sources,
+    pub(crate) checkpoints: Sources,
+    pub(crate) storage: Arc<Storage>,
+    board: Mutex<Board>,
+    readers: Mutex<Readers>,
+    triggers: Triggers,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) fill: Fill,
+    pub(crate) counters: Counters,
+    written: Mutex<Written>,
+    /// Set while the disk is full.
+    full: AtomicBool,
+}
+
+/// When spans were written that aren't durable yet.
+#[derive(Default)]
+struct Written {
+    last: Option<Instant>,
+    flusher: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    fetched: AtomicU64,
+    checkpoints: AtomicU64,
+    runs: AtomicU64,
+    corrupt: AtomicU64,
+}
+
+impl Device {
+    pub(crate) fn new(
+        spec: DeviceSpec,
+        fingerprint: [u8; 32],
+        batches: Batches,
+        storage: Storage,
+        shared: Arc<Shared>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            digest: spec.digest,
+            table: spec.spans,
+            fingerprint,
+            batches,
+            layer: Sources::new(Some(spec.layer)),
+            checkpoints: Sources::new(spec.checkpoints),
+            storage: Arc::new(storage),
+            board: Mutex::default(),
+            readers: Mutex::default(),
+            triggers: Triggers::default(),
+            shared,
+            fill: Fill::default(),
+            counters: Counters::default(),
+            written: Mutex::default(),
+            full: AtomicBool::new(false),
+        })
+    }
+
+    /// The device's name.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Bytes of the device.
+    pub fn size(&self) -> u64 {
+        self.storage.size()
+    }
+
+    /// Bytes that are here already, verified.
+    pub fn cached_bytes(&self) -> u64 {
+        self.storage.cached()
+    }
+
+    /// Whether all bytes are here.
+    pub fn is_complete(&self) -> bool {
+        self.storage.complete()
+    }
+
+    /// What the device has done so far.
+    pub fn stats(&self) -> DeviceStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DeviceStats {
+            fetched_bytes: get(&self.counters.fetched),
+            checkpoint_bytes: get(&self.counters.checkpoints),
+            runs: get(&self.counters.runs),
+            corrupt_spans: get(&self.counters.corrupt),
+        }
+    }
+
+    /// Fills all of `buf` from `offset` if every byte is here: true. False if something must be fetched first; `buf`
+    /// then holds nothing of use. Doesn't wait for anything but the local disk, and doesn't allocate.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the range reaches past the end of the device, or what the local disk says.
+    pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        let bytes =
+            self.range(offset, buf.len() as u64).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let read = self.storage.try_read(offset, buf)? == Some(buf.len());
+        if read && let Some(trigger) = self.triggers.hit(&bytes) {
+            self.read_ahead(trigger);
+        }
+        Ok(read)
+    }
+
+    /// Fills all of `buf` from `offset`, fetching what isn't here, with [`Priority::Foreground`]. Returns as soon as
+    /// the bytes of this range are verified. Dropping the future doesn't stop what others wait for.
+    ///
+    /// # Errors
+    /// See [`DeviceError`]; then `buf` holds nothing of use.
+    pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        self.range(offset, buf.len() as u64)?;
+        let mut at = offset;
+        for part in buf.chunks_mut(READ_STEP as usize) {
+            self.read_part(at, part).await?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// As [`read`](Device::read), into bytes of its own: `len` of them from `offset`, fewer only at the end of the
+    /// device.
+    pub async fn read_bytes(&self, offset: u64, len: usize) -> Result<Bytes, DeviceError> {
+        let len = self.size().saturating_sub(offset).min(len as u64) as usize;
+        let mut buf = BytesMut::zeroed(len);
+        if len > 0 {
+            self.read(offset, &mut buf).await?;
+        }
+        Ok(buf.freeze())
+    }
+
+    /// Returns once the bytes of `range`, as far as the device goes, are on disk.
+    ///
+    /// # Errors
+    /// See [`DeviceError`]. A full disk is an error here.
+    pub async fn ensure(&self, range: Range<u64>, priority: Priority) -> Result<(), DeviceError> {
+        let end = range.end.min(self.size());
+        let mut at = range.start;
+        while at < end {
+            let step = at..end.min(at + ENSURE_STEP);
+            at = step.end;
+            if !self.storage.has(step.clone())
+                && let Some((_, _, error)) = self.bring(step, priority).await?.into_iter().next()
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts fetching `range`, as far as the device goes, with [`Priority::Prefetch`], and doesn't wait for it.
+    pub fn prefetch(&self, range: Range<u64>) {
+        let spans = self.span_range(&(range.start..range.end.min(self.size())));
+        if let Err(error) = self.claim(spans.clone(), Priority::Prefetch, spans.end) {
+            tracing::debug!(device = %self.digest, %error, "not prefetched");
+        }
+    }
+
+    /// Makes what is present durable: it survives a restart and a power cut.
+    ///
+    /// # Errors
+    /// [`DeviceError::Storage`] if the disk fails or is full.
+    pub async fn flush(&self) -> Result<(), DeviceError> {
+        let storage = Arc::clone(&self.storage);
+        match self.shared.runtime.spawn_blocking(move || storage.flush()).await {
+            Ok(flushed) => flushed.map_err(|error| DeviceError::storage(self.storage.path(), error)),
+            Err(_) => Err(DeviceError::Stopped { device: self.digest }),
+        }
+    }
+
+    async fn read_part(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
+        let storage = |error| DeviceError::storage(self.storage.path(), error);
+        let bytes = offset..offset + buf.len() as u64;
+        // More than once only if the cache is damaged meanwhile.
+        for _ in 0..3 {
+            if self.storage.try_read(offset, buf).map_err(storage)? == Some(buf.len()) {
+                return Ok(());
+            }
+            let unstored = self.bring(bytes.clone(), Priority::Foreground).await?;
+            if !unstored.is_empty() && self.assemble(offset, buf, &unstored).map_err(storage)? {
+                return Ok(());
+            }
+        }
+        if self.storage.try_read(offset, buf).map_err(storage)? == Some(buf.len()) {
+            return Ok(());
+        }
+        Err(storage(io::Error::other("what was fetched keeps vanishing from the cache")))
+    }
+
+    /// Fills `buf` from spans in memory, which couldn't be stored, and from the disk; false if something is missing.
+    fn assemble(&self, offset: u64, buf: &mut [u8], unstored: &[(usize, Bytes, DeviceError)]) -> io::Result<bool> {
+        let end = offset + buf.len() as u64;
+        for span in self.span_range(&(offset..end)) {
+            let Some(described) = self.spans().get(span) else { return Ok(false) };
+            let range = described.device_range();
+            let (from, to) = (range.start.max(offset), range.end.min(end));
+            let out = &mut buf[(from - offset) as usize..(to - offset) as usize];
+            match unstored.iter().find(|(number, ..)| *number == span) {
+                Some((_, bytes, _)) => {
+                    let start = (from - range.start) as usize;
+                    match bytes.get(start..start + out.len()) {
+                        Some(bytes) => out.copy_from_slice(bytes),
+                        None => return Ok(false),
+                    }
+                }
+                None if self.storage.try_read(from, out)? == Some(out.len()) => {}
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits until the spans of these bytes have landed. Returns those that couldn't be stored, and why.
+    pub(crate) async fn bring(
+        &self,
+        bytes: Range<u64>,
+        priority: Priority,
+    ) -> Result<Vec<(usize, Bytes, DeviceError)>, DeviceError> {
+        let spans = self.span_range(&bytes);
+        let ahead = match priority {
+            Priority::Foreground => self.touch(&spans),
+            Priority::Prefetch | Priority::Background => spans.end,
+        };
+        let flights = self.claim(spans, priority, ahead)?;
+        let _busy = (!flights.is_empty()).then(|| self.shared.activity.enter(priority));
+        let mut unstored = Vec::new();
+        let mut waiting_for = 0;
+        let landing = async {
+            for (span, flight) in flights {
+                waiting_for = span;
+                if let Landed::Unstored(bytes, error) = flight.landed().await? {
+                    if priority != Priority::Foreground {
+                        return Err(error);
+                    }
+                    unstored.push((span, bytes, error));
+                }
+            }
+            Ok(())
+        };
+        if priority != Priority::Foreground {
+            landing.await?;
+            return Ok(unstored);
+        }
+        let after = self.shared.options.read_timeout;
+        match timeout(after, landing).await {
+            Ok(landed) => landed.map(|()| unstored),
+            Err(_) => {
+                let from = self.layer.pick(0).map_or_else(String::new, |(_, source)| source.describe());
+                Err(DeviceError::Timeout { device: self.digest, span: waiting_for, from, after })
+            }
+        }
+    }
+
+    /// Flights for `spans`, and for those up to `ahead` without waiting for them; starts the runs that are needed.
+    pub(crate) fn claim(
+        &self,
+        spans: Range<usize>,
+        priority: Priority,
+        ahead: usize,
+    ) -> Result<Vec<(usize, Arc<crate::board::Flight>)>, DeviceError> {
+        let missing = |span: usize| self.spans().get(span).is_some_and(|span| !self.storage.has(span.device_range()));
+        let wanted = Wanted {
+            spans,
+            priority,
+            ahead: if self.full.load(Ordering::Relaxed) { 0 } else { ahead },
+            table: self.spans(),
+            join_distance: self.shared.options.join_distance,
+            missing: &missing,
+        };
+        let stopped = || DeviceError::Stopped { device: self.digest };
+        let me = self.me.upgrade().ok_or_else(stopped)?;
+        let Claim { flights, runs } = self.board().claim(&wanted)?;
+        for run in runs {
+            self.counters.runs.fetch_add(1, Ordering::Relaxed);
+            self.shared.runtime.spawn(Run::new(Arc::clone(&me), run).fly());
+        }
+        Ok(flights)
+    }
+
+    fn touch(&self, spans: &Range<usize>) -> usize {
+        let max = self.shared.options.read_ahead;
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.touch(spans, self.spans(), max, &self.triggers)
+    }
+
+    /// A sequential reader has come to the newest part of its window, which starts at `trigger`.
+    fn read_ahead(&self, trigger: u64) {
+        let Some(span) = self.table.find(trigger) else { return };
+        let ahead = self.touch(&(span..span + 1));
+        if let Err(error) = self.claim(span..span, Priority::Prefetch, ahead) {
+            tracing::debug!(device = %self.digest, %error, "not read ahead");
+        }
+    }
+
+    /// Writes verified bytes.
+    pub(crate) fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        let Err(error) = self.storage.write(offset, bytes) else {
+            self.full.store(false, Ordering::Relaxed);
+            self.wrote();
+            return Ok(());
+        };
+        let full = is_full(&error);
+        let error = DeviceError::storage(self.storage.path(), error);
+        if !self.full.swap(true, Ordering::Relaxed) {
+            let why = if full { "the disk is full" } else { "writing fails" };
+            tracing::error!(error = error.chain(), "{why}: serving without caching");
+        }
+        Err(error)
+    }
+
+    /// Sees to it that what was written is made durable before long.
+    fn wrote(&self) {
+        let mut written = self.written();
+        written.last = Some(Instant::now());
+        if !std::mem::replace(&mut written.flusher, true) {
+            self.shared.runtime.spawn(keep_durable(Weak::clone(&self.me)));
+        }
+    }
+
+    /// The bytes of a group of checkpoints, from the cache or the `attempt`th source.
+    pub(crate) async fn checkpoint_group(&self, checkpoint: u32, attempt: usize) -> Result<Bytes, crate::run::Why> {
+        use crate::run::Why;
+        let group = checkpoint as usize / CHECKPOINTS_PER_GROUP;
+        let unknown = || Why::Corrupt(format!("the index has no checkpoint {checkpoint}"));
+        let (number, range) = self.batches.batch(group).ok_or_else(unknown)?;
+        let bytes = range.end - range.start;
+        let fetch = || self.fetch_checkpoints(range, attempt);
+        let batch = self.shared.checkpoints.get(self.digest, number, bytes, fetch).await.map_err(Why::Source)?;
+        self.batches.group(group, &batch).ok_or_else(unknown)
+    }
+
+    async fn fetch_checkpoints(&self, range: Range<u64>, attempt: usize) -> Result<Bytes, SourceError> {
+        let Some((number, source)) = self.checkpoints.pick(attempt) else {
+            return Err(SourceError::new("no source of checkpoints is known"));
+        };
+        let failed = |error: &dyn fmt::Display| SourceError::new(format!("checkpoints {}: {error}", source.describe()));
+        let wanted = usize::try_from(range.end - range.start).map_err(SourceError::new)?;
+        let mut bytes = BytesMut::with_capacity(wanted);
+        if wanted > 0 {
+            let mut stream = source.read(range).await.map_err(|error| failed(&error))?;
+            while bytes.len() < wanted {
+                let Some(chunk) = stream.next().await else { return Err(failed(&"the body ended early")) };
+                let chunk = chunk.map_err(|error| failed(&error))?;
+                bytes.extend_from_slice(&chunk[..chunk.len().min(wanted - bytes.len())]);
+            }
+        }
+        self.checkpoints.prefer(number);
+        self.counters.checkpoints.fetch_add(wanted as u64, Ordering::Relaxed);
+        Ok(bytes.freeze())
+    }
+
+    /// Drops the cached checkpoint of `span`, which may have been the wrong one.
+    pub(crate) fn forget_checkpoint(&self, span: usize) {
+        let checkpoint = self.spans().get(span).and_then(crate::decode::Decoder::needs_checkpoint);
+        let batch = checkpoint.and_then(|number| self.batches.batch(number as usize / CHECKPOINTS_PER_GROUP));
+        if let Some((number, _)) = batch {
+            self.shared.checkpoints.forget(self.digest, number);
+        }
+    }
+
+    /// Adds the sources of a second spec of the same device.
+    pub(crate) fn add_sources(&self, layer: Arc<dyn Source>, checkpoints: Option<Arc<dyn Source>>) {
+        self.layer.add(layer);
+        if let Some(checkpoints) = checkpoints {
+            self.checkpoints.add(checkpoints);
+        }
+    }
+
+    pub(crate) fn spans(&self) -> &[Span] {
+        self.table.spans()
+    }
+
+    pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn weak(&self) -> Weak<Self> {
+        Weak::clone(&self.me)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Spans that hold these bytes.
+    fn span_range(&self, bytes: &Range<u64>) -> Range<usize> {
+        if bytes.is_empty() {
+            return 0..0;
+        }
+        let after = |offset| self.table.find(offset).unwrap_or(self.spans().len());
+        after(bytes.start)..(after(bytes.end - 1) + 1).min(self.spans().len())
+    }
+
+    fn range(&self, offset: u64, len: u64) -> Result<Range<u64>, DeviceError> {
+        let outside = || DeviceError::Outside { device: self.digest, offset, len };
+        let end = offset.checked_add(len).filter(|end| *end <= self.size());
+        Ok(offset..end.ok_or_else(outside)?)
+    }
+}
+
+impl Counters {
+    pub(crate) fn fetched(&self, bytes: u64) {
+        self.fetched.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn corrupt(&self) {
+        self.corrupt.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("digest", &self.digest).field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.fill.abort();
+        self.shared.checkpoints.forget_device(self.digest);
+        if self.storage.dirty() {
+            let storage = Arc::clone(&self.storage);
+            self.shared.runtime.spawn_blocking(move || {
+                if let Err(error) = storage.flush() {
+                    tracing::warn!(file = %storage.path().display(), %error, "presence not recorded");
+                }
+            });
+        }
+    }
+}
+
+/// Flushes the device when no span has been written for a moment, or when spans have been written for long.
+async fn keep_durable(device: Weak<Device>) {
+    let mut since = Instant::now();
+    loop {
+        let Some(idle) = device.upgrade().map(|device| device.shared.options.flush_idle) else { return };
+        sleep(idle).await;
+        let Some(device) = device.upgrade() else { return };
+        let busy = device.written().last.is_some_and(|last| last.elapsed() < idle);
+        if busy && since.elapsed() < device.shared.options.flush_interval {
+            continue;
+        }
+        if let Err(error) = device.flush().await {
+            tracing::warn!(error = error.chain(), "presence not recorded: trying again");
+            let pause = device.shared.options.flush_interval;
+            drop(device);
+            sleep(pause).await;
+            continue;
+        }
+        since = Instant::now();
+        let mut written = device.written();
+        if !device.storage.dirty() {
+            written.flusher = false;
+            return;
+        }
+    }
+}

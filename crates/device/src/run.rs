@@ -1,0 +1,438 @@
+//! A run: consecutive spans fetched with one GET, each decoded, verified, written and landed as soon as it is here.
+use crate::{
+    activity::Busy,
+    board::{Landed, NewRun, RunId},
+    decode::Decoder,
+    device::Device,
+    error::DeviceError,
+    limits::Taken,
+    options::Priority,
+    source::{ByteStream, Source, SourceError},
+};
+use bytes::Bytes;
+use clipper_format::span::{Span, Start};
+use futures::StreamExt;
+use std::{collections::VecDeque, future::Future, ops::Range, pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+/// Most attempts at one span, over all sources.
+const ATTEMPTS_MAX: usize = 4;
+
+/// A run being flown. Should its task end early, its flights end too: nobody waits for ever.
+pub(crate) struct Run {
+    device: Arc<Device>,
+    id: RunId,
+    changed: Arc<Notify>,
+}
+
+/// Why an attempt stopped at a span.
+struct Broken {
+    span: usize,
+    why: Why,
+}
+
+pub(crate) enum Why {
+    Source(SourceError),
+    Corrupt(String),
+    Late(Duration),
+    Full(DeviceError),
+    Stopped,
+}
+
+/// The attempts at one span.
+struct Tries {
+    span: usize,
+    count: usize,
+    since: Instant,
+}
+
+/// Where one attempt reads from.
+struct Attempt {
+    first: usize,
+    /// Spans before `first` that are decoded only to carry the state there, from here.
+    lead: usize,
+    end: usize,
+    count: usize,
+    layer: Arc<dyn Source>,
+    layer_number: usize,
+    time: Duration,
+}
+
+/// A span that is being decoded.
+struct Pending {
+    span: usize,
+    job: JoinHandle<Result<Decoded, String>>,
+}
+
+/// A span that has been decoded, verified and landed.
+struct Decoded {
+    decoder: Decoder,
+    unstored: Option<DeviceError>,
+}
+
+/// Source bytes and memory for one span.
+struct Loaded {
+    source: Vec<u8>,
+    group: Option<Bytes>,
+    memory: Taken,
+}
+
+impl Run {
+    pub(crate) fn new(device: Arc<Device>, run: NewRun) -> Self {
+        Self { device, id: run.id, changed: run.changed }
+    }
+
+    /// Flies the run to its end.
+    pub(crate) async fn fly(self) {
+        let Some(first) = self.device.board().remaining(self.id).map(|left| left.start) else { return };
+        let limits = &self.device.shared.limits;
+        let connection = self.at_priority(first, |priority| limits.connection(priority)).await;
+        let mut tries = Tries { span: first, count: 0, since: Instant::now() };
+        loop {
+            let Some(left) = self.device.board().remaining(self.id) else { break };
+            if left.start != tries.span {
+                tries = Tries { span: left.start, count: 0, since: Instant::now() };
+            }
+            // A large future: it holds the whole of an attempt.
+            let Err(broken) = Box::pin(self.attempt(left, tries.count)).await else { continue };
+            self.device.board().rewind(self.id, broken.span);
+            if broken.span != tries.span {
+                tries = Tries { span: broken.span, count: 0, since: Instant::now() };
+            }
+            tries.count += 1;
+            if !self.goes_on(broken, &tries) {
+                break;
+            }
+        }
+        drop(connection);
+    }
+
+    /// What becomes of the run after an attempt broke: whether it goes on, with that span or the next.
+    fn goes_on(&self, broken: Broken, tries: &Tries) -> bool {
+        let device = &self.device;
+        let from = device.layer.pick(tries.count - 1).map_or_else(String::new, |(_, source)| source.describe());
+        let late = tries.since.elapsed() >= device.shared.options.fetch_timeout;
+        let last = late || tries.count >= self.attempts_max();
+        let (span, digest) = (broken.span, device.digest());
+        let (corrupt, ends) =
+            (matches!(broken.why, Why::Corrupt(_)), matches!(broken.why, Why::Full(_) | Why::Stopped));
+        if corrupt {
+            device.forget_checkpoint(span);
+            device.counters.corrupt();
+        }
+        let error = match broken.why {
+            Why::Source(source) => DeviceError::Fetch { device: digest, span, from, source },
+            Why::Corrupt(reason) => DeviceError::Corrupt { device: digest, span, from, reason },
+            Why::Late(after) => DeviceError::Timeout { device: digest, span, from, after },
+            Why::Full(error) => error,
+            Why::Stopped => DeviceError::Stopped { device: digest },
+        };
+        let retry_after = device.shared.options.retry_after;
+        if ends {
+            device.board().abandon(self.id, &error, retry_after);
+            return false;
+        }
+        if !last {
+            tracing::warn!(error = error.chain(), "trying again");
+            return true;
+        }
+        tracing::error!(error = error.chain(), "giving up");
+        if corrupt {
+            // What follows may be sound.
+            let mut board = device.board();
+            board.land(self.id, span, Err(error), retry_after);
+            board.advance(self.id, span);
+            return true;
+        }
+        device.board().abandon(self.id, &error, retry_after);
+        false
+    }
+
+    fn attempts_max(&self) -> usize {
+        self.device.layer.len().max(self.device.checkpoints.len()).clamp(2, ATTEMPTS_MAX)
+    }
+
+    /// One GET from the first of the spans `left` on, until the run ends or something breaks. Spans that landed before
+    /// it broke are kept.
+    async fn attempt(&self, left: Range<usize>, count: usize) -> Result<(), Broken> {
+        let first = left.start;
+        let Some((layer_number, layer)) = self.device.layer.pick(count) else {
+            return Err(Broken { span: first, why: Why::Source(SourceError::new("there is no source")) });
+        };
+        let time = self.device.shared.options.fetch_timeout / self.attempts_max() as u32;
+        let lead = self.lead(first);
+        let attempt = Attempt { first, lead, end: left.end, count, layer, layer_number, time };
+        let mut body = Body::new(&attempt, self.device.spans());
+        let mut decoder = None;
+        let mut pending: Option<Pending> = None;
+        let mut span = attempt.lead;
+        loop {
+            let mut loading = pin!(self.load(&attempt, span, &mut body));
+            let loaded = loop {
+                tokio::select! {
+                    biased;
+                    decoded = settle(&mut pending), if pending.is_some() => decoder = Some(self.settled(decoded, &attempt)?),
+                    loaded = &mut loading => break loaded,
+                }
+            };
+            if pending.is_some() {
+                let decoded = settle(&mut pending).await;
+                decoder = Some(self.settled(decoded, &attempt)?);
+            }
+            let Some(loaded) = loaded.map_err(|why| Broken { span: span.max(first), why })? else { return Ok(()) };
+            if attempt.count > 0 && span >= first {
+                self.device.layer.prefer(attempt.layer_number);
+            }
+            pending = Some(self.decode(span, span >= first, loaded, decoder.take()));
+            let next = if span < first { Some(span + 1) } else { self.device.board().advance(self.id, span) };
+            match next {
+                Some(next) => span = next,
+                None => {
+                    let decoded = settle(&mut pending).await;
+                    return self.settled(decoded, &attempt).map(drop);
+                }
+            }
+        }
+    }
+
+    /// Where decoding must begin to reach `first`: there, or, without any source of checkpoints, at the start of the
+    /// gzip member.
+    fn lead(&self, first: usize) -> usize {
+        let spans = self.device.spans();
+        let alone = |span: &Span| Decoder::needs_checkpoint(span).is_none();
+        if self.device.checkpoints.len() > 0 || spans.get(first).is_none_or(alone) {
+            return first;
+        }
+        spans.iter().take(first).rposition(alone).unwrap_or(first)
+    }
+
+    /// Gives way to more urgent work, then takes memory for `span` and reads its source bytes, and its checkpoint if
+    /// the attempt starts here. `None` if the span isn't wanted any more.
+    async fn load(&self, attempt: &Attempt, span: usize, body: &mut Body) -> Result<Option<Loaded>, Why> {
+        let (device, shared) = (&self.device, &self.device.shared);
+        let Some(described) = device.spans().get(span) else { return Ok(None) };
+        let urgent = span.max(attempt.first);
+        let Some(priority) = self.at_priority(urgent, |priority| self.give_way(priority, described)).await else {
+            return Ok(None);
+        };
+        let bytes = u64::from(described.source_len) + u64::from(described.device_len);
+        let Some(memory) = self.at_priority(urgent, |priority| shared.limits.memory(priority, bytes)).await else {
+            return Ok(None);
+        };
+        let _busy: Option<Busy> = (priority == Priority::Prefetch).then(|| shared.activity.enter(priority));
+        let keep = device.spans().get(span + 1).map_or(u64::MAX, |next| next.source_offset);
+        let source = async {
+            let source = body.take(described.source_range(), keep).await;
+            source.map_err(Why::Source)
+        };
+        let group = async {
+            let wanted = Decoder::needs_checkpoint(described).filter(|_| span == attempt.lead);
+            match wanted {
+                Some(checkpoint) => self.device.checkpoint_group(checkpoint, attempt.count).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let both = async { tokio::try_join!(source, group) };
+        let (source, group) = match timeout(attempt.time, both).await {
+            Ok(loaded) => loaded?,
+            Err(_) => return Err(Why::Late(attempt.time)),
+        };
+        device.counters.fetched(source.len() as u64);
+        Ok(Some(Loaded { source, group, memory }))
+    }
+
+    async fn give_way(&self, priority: Priority, span: &Span) -> Priority {
+        let shared = &self.device.shared;
+        match priority {
+            Priority::Foreground => {}
+            Priority::Prefetch => shared.activity.until_no_reader(shared.options.prefetch_patience).await,
+            Priority::Background => {
+                shared.activity.until_idle(shared.options.background_grace).await;
+                tokio::time::sleep(shared.limits.fill_pause(span.source_len.into())).await;
+                shared.activity.until_idle(shared.options.background_grace).await;
+            }
+        }
+        priority
+    }
+
+    /// Waits as `span`'s priority says, and anew whenever that changes. `None` once the run isn't to fetch the span.
+    async fn at_priority<T, F: Future<Output = T>>(&self, span: usize, wait: impl Fn(Priority) -> F) -> Option<T> {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let priority = self.device.board().priority(self.id, span)?;
+            let mut waiting = pin!(wait(priority));
+            loop {
+                tokio::select! {
+                    biased;
+                    done = &mut waiting => return Some(done),
+                    () = &mut changed => {
+                        changed.set(self.changed.notified());
+                        changed.as_mut().enable();
+                        if self.device.board().priority(self.id, span) != Some(priority) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Decodes `span` on a thread that may block, verifies and writes it, and lands its flight.
+    fn decode(&self, span: usize, land: bool, loaded: Loaded, decoder: Option<Decoder>) -> Pending {
+        let (device, id) = (Arc::clone(&self.device), self.id);
+        let job = async move {
+            let _one = device.shared.limits.decoder().await;
+            let runtime = device.shared.runtime.clone();
+            let job = runtime.spawn_blocking(move || decode(&device, id, span, land, loaded, decoder));
+            match job.await {
+                Ok(decoded) => decoded,
+                Err(error) if error.is_cancelled() => std::future::pending().await,
+                Err(_) => Err("the decoder broke down over it".into()),
+            }
+        };
+        Pending { span, job: self.device.shared.runtime.spawn(job) }
+    }
+
+    /// The decoder after a span, or why the attempt can't go on.
+    fn settled(&self, decoded: (usize, Result<Decoded, Why>), attempt: &Attempt) -> Result<Decoder, Broken> {
+        let (span, decoded) = decoded;
+        let decoded = decoded.map_err(|why| {
+            if matches!(why, Why::Corrupt(_)) {
+                self.device.forget_checkpoint(attempt.lead);
+            }
+            Broken { span: span.max(attempt.first), why }
+        })?;
+        let Some(error) = decoded.unstored else { return Ok(decoded.decoder) };
+        // The disk is full: go on only for those who wait, from memory.
+        match self.device.board().priority(self.id, span + 1) {
+            Some(Priority::Prefetch | Priority::Background) => Err(Broken { span: span + 1, why: Why::Full(error) }),
+            Some(Priority::Foreground) | None => Ok(decoded.decoder),
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let stopped = DeviceError::Stopped { device: self.device.digest() };
+        self.device.board().abandon(self.id, &stopped, Duration::ZERO);
+    }
+}
+
+/// Waits for the span being decoded.
+async fn settle(pending: &mut Option<Pending>) -> (usize, Result<Decoded, Why>) {
+    let Some(waiting) = pending else { return std::future::pending().await };
+    let span = waiting.span;
+    let decoded = match (&mut waiting.job).await {
+        Ok(decoded) => decoded.map_err(Why::Corrupt),
+        Err(_) => Err(Why::Stopped),
+    };
+    *pending = None;
+    (span, decoded)
+}
+
+fn decode(
+    device: &Device,
+    id: RunId,
+    span: usize,
+    land: bool,
+    loaded: Loaded,
+    decoder: Option<Decoder>,
+) -> Result<Decoded, String> {
+    let described = device.spans().get(span).ok_or("it is not in the table")?;
+    let carried = decoder.filter(|_| matches!(described.start, Start::Gzip { .. }));
+    let mut decoder = match carried {
+        Some(decoder) => decoder,
+        None => Decoder::start(described, loaded.group.as_ref())?,
+    };
+    let bytes = decoder.decode(described, loaded.source)?;
+    let unstored = device.store(described.device_offset, &bytes).err();
+    if land {
+        let landed = unstored.clone().map_or(Landed::Stored, |error| Landed::Unstored(bytes.into(), error));
+        device.board().land(id, span, Ok(landed), device.shared.options.retry_after);
+    }
+    drop(loaded.memory);
+    Ok(Decoded { decoder, unstored })
+}
+
+/// The body of one GET, opened when its first bytes are wanted.
+struct Body {
+    source: Arc<dyn Source>,
+    stream: Option<ByteStream>,
+    /// Chunks that have arrived and are still needed, and where the first of them starts.
+    chunks: VecDeque<Bytes>,
+    start: u64,
+    /// End of what has arrived.
+    arrived: u64,
+    /// End of what is asked for.
+    end: u64,
+}
+
+impl Body {
+    fn new(attempt: &Attempt, spans: &[Span]) -> Self {
+        let spans = spans.get(attempt.lead..attempt.end).unwrap_or_default();
+        let start = spans.first().map_or(0, |span| span.source_offset);
+        let end = spans.iter().map(|span| span.source_range().end).max().unwrap_or(start);
+        let source = Arc::clone(&attempt.layer);
+        Self { source, stream: None, chunks: VecDeque::new(), start, arrived: start, end }
+    }
+
+    /// The bytes of `range`, which starts no earlier than those before. What lies before `keep` won't be asked for
+    /// again. Bytes beyond what was asked for are ignored: they aren't anybody's.
+    async fn take(&mut self, range: Range<u64>, keep: u64) -> Result<Vec<u8>, SourceError> {
+        self.drop_before(range.start);
+        while self.arrived < range.end {
+            let chunk = self.next().await?;
+            let room = usize::try_from(self.end - self.arrived).unwrap_or(usize::MAX);
+            let chunk = chunk.slice(..chunk.len().min(room));
+            self.arrived += chunk.len() as u64;
+            self.chunks.push_back(chunk);
+            self.drop_before(range.start);
+        }
+        let len = usize::try_from(range.end - range.start).map_err(SourceError::new)?;
+        let mut taken = Vec::with_capacity(len);
+        let mut skip = usize::try_from(range.start.saturating_sub(self.start)).map_err(SourceError::new)?;
+        for chunk in &self.chunks {
+            let part = chunk.get(skip..).unwrap_or_default();
+            skip = skip.saturating_sub(chunk.len());
+            taken.extend_from_slice(&part[..part.len().min(len - taken.len())]);
+        }
+        if taken.len() != len {
+            return Err(SourceError::new("the span's source bytes run backwards"));
+        }
+        self.drop_before(keep);
+        Ok(taken)
+    }
+
+    async fn next(&mut self) -> Result<Bytes, SourceError> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            None => self.stream.insert(self.source.read(self.start..self.end).await?),
+        };
+        match stream.next().await {
+            Some(chunk) => chunk,
+            None => Err(SourceError::new(format!("the body ended at byte {} instead of {}", self.arrived, self.end))),
+        }
+    }
+
+    fn drop_before(&mut self, offset: u64) {
+        while let Some(chunk) = self.chunks.front_mut() {
+            let before = offset.saturating_sub(self.start);
+            let len = chunk.len() as u64;
+            if before == 0 {
+                return;
+            }
+            if before < len {
+                *chunk = chunk.slice(before as usize..);
+                self.start = offset;
+                return;
+            }
+            self.start += len;
+            self.chunks.pop_front();
+        }
+    }
+}
