@@ -1,0 +1,146 @@
+//! The client: options, and the servers of each registry host.
+use crate::{
+    credentials::Keychain,
+    endpoint::Endpoint,
+    error::{ErrorKind, RegistryError},
+    hosts,
+    layout::Layout,
+    net::Net,
+    reference::Reference,
+    remote::Remote,
+    repository::Repository,
+    stats::Stats,
+    transport::Transports,
+};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+/// How a client speaks to registries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// Speak plain HTTP to every host for which hosts.toml names no scheme. Loopback hosts are spoken to so anyhow.
+    pub plain_http: bool,
+    /// containerd's directory of hosts.toml files; `None` to read none.
+    pub hosts_dir: Option<PathBuf>,
+    /// Docker's config.json; `None` for the user's own.
+    pub docker_config: Option<PathBuf>,
+    /// Longest wait for a TCP connection with its TLS handshake.
+    pub connect_timeout: Duration,
+    /// Longest silence of a server: before an answer's head, or between two pieces of its body.
+    pub stall_timeout: Duration,
+    /// Rounds of attempts at a request, the first included; in a round, each mirror and the server is asked once. A body
+    /// that made progress before it broke starts anew.
+    pub attempts: u32,
+    /// Wait before the second round; doubled for each further one, with jitter.
+    pub backoff: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            hosts_dir: Some("/etc/containerd/certs.d".into()),
+            docker_config: None,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            attempts: 6,
+            backoff: Duration::from_millis(200),
+        }
+    }
+}
+
+/// A client of registries and OCI layouts. Clones share connections, tokens and counters.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    options: ClientOptions,
+    net: Arc<Net>,
+    hosts: Mutex<HashMap<String, (Stamp, Arc<Vec<Arc<Endpoint>>>)>>,
+    layouts: Mutex<HashMap<PathBuf, Arc<Layout>>>,
+}
+
+/// Which hosts.toml was read, and as of when.
+type Stamp = Option<(PathBuf, Option<SystemTime>)>;
+
+impl Client {
+    /// A client; it opens no connection and reads no file yet.
+    ///
+    /// # Errors
+    /// An option is out of its range.
+    pub fn new(options: ClientOptions) -> Result<Self, RegistryError> {
+        if options.attempts == 0 || options.stall_timeout.is_zero() || options.connect_timeout.is_zero() {
+            return Err(ErrorKind::Request("attempts and timeouts must be above zero".into())
+                .during("setting up the registry client"));
+        }
+        let net = Net {
+            transports: Transports::new(options.connect_timeout),
+            keychain: Keychain::new(options.docker_config.clone()),
+            stall: options.stall_timeout,
+            attempts: options.attempts,
+            backoff: options.backoff,
+        };
+        Ok(Self(Arc::new(Inner { options, net: Arc::new(net), hosts: Mutex::default(), layouts: Mutex::default() })))
+    }
+
+    /// The repository that `reference` is in. Nothing is asked of the registry yet.
+    ///
+    /// # Errors
+    /// The host's hosts.toml can't be read.
+    pub fn repository(&self, reference: &Reference) -> Result<Repository, RegistryError> {
+        match reference {
+            Reference::Layout(layout) => Ok(Repository::layout(self.layout(&layout.dir))),
+            Reference::Registry(r) => {
+                let endpoints = self
+                    .endpoints(&r.host)
+                    .map_err(|kind| kind.during(format!("reading the configuration of registry {}", r.host)))?;
+                Ok(Repository::remote(Remote {
+                    net: self.0.net.clone(),
+                    endpoints,
+                    host: r.host.clone(),
+                    repository: r.repository.clone(),
+                }))
+            }
+        }
+    }
+
+    /// What has been asked of registries so far.
+    pub fn stats(&self) -> Stats {
+        self.0.net.transports.counters.snapshot()
+    }
+
+    /// The servers of a host, kept so that all repositories share tokens and redirects. A changed hosts.toml is read
+    /// anew.
+    fn endpoints(&self, host: &str) -> Result<Arc<Vec<Arc<Endpoint>>>, ErrorKind> {
+        let options = &self.0.options;
+        let dir = options.hosts_dir.as_deref().and_then(|dir| hosts::config_dir(dir, host));
+        let stamp: Stamp = dir.map(|dir| {
+            let modified = std::fs::metadata(dir.join("hosts.toml")).and_then(|m| m.modified()).ok();
+            (dir, modified)
+        });
+        let mut known = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, endpoints)) = known.get(host).filter(|(at, _)| *at == stamp) {
+            return Ok(endpoints.clone());
+        }
+        let servers = match &stamp {
+            Some((dir, _)) => hosts::configured_servers(dir, host, options.plain_http)?,
+            None => vec![hosts::default_server(host, options.plain_http)?],
+        };
+        let endpoints: Vec<_> = servers.into_iter().map(|s| Arc::new(Endpoint::new(s, &self.0.net))).collect();
+        let endpoints = Arc::new(endpoints);
+        known.insert(host.to_owned(), (stamp, endpoints.clone()));
+        Ok(endpoints)
+    }
+
+    /// One object per directory, so that writers of one index.json take turns.
+    fn layout(&self, dir: &Path) -> Arc<Layout> {
+        let key = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        let mut layouts = self.0.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        layouts.entry(key).or_insert_with(|| Arc::new(Layout::new(dir.to_owned()))).clone()
+    }
+}
