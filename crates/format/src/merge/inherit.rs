@@ -34,12 +34,13 @@ pub(super) fn resolve(layers: &mut [Tree], below: &mut dyn FnMut(&[u8]) -> Below
             }
             let mut inherited_group = None;
             if let Some(mark) = inode.xattrs.remove(IMPLICIT_XATTR) {
+                let only_xattrs = mark == INHERITS_XATTRS;
                 match look_below(lower, &path, below) {
-                    Some(found) => inherit(inode, &found, mark == INHERITS_XATTRS),
-                    None if mark == INHERITS_XATTRS => {}
+                    Some(found) => inherit(inode, &found, only_xattrs),
+                    None if only_xattrs => {}
                     None => inode.gid = group.unwrap_or(inode.gid),
                 }
-                inherited_group = (inode.perm & 0o2000 != 0).then_some(inode.gid);
+                inherited_group = (!only_xattrs && inode.perm & 0o2000 != 0).then_some(inode.gid);
             }
             for (name, &child) in tree.entries(id).into_iter().flatten() {
                 let inode = tree.inodes.get(child).ok_or(broken(child))?;
