@@ -19,7 +19,7 @@ pub struct Mark {
     pub skip: u16,
     /// Decoder state; `None` before a member.
     pub state: Option<(Block, bool)>,
-    /// Byte of the blob after all those needed for the bytes before the boundary.
+    /// Byte of the blob after all those that the span before the boundary needs.
     pub end: u64,
 }
 
@@ -86,7 +86,9 @@ impl Trail {
 
     /// A member or block starts.
     fn begin(&mut self, bit: usize, at: usize, member: bool) {
-        if !member && self.begun.is_some_and(|begun| begun.member && begun.at == at) {
+        // Of blocks that start at the same place the first counts, so that a decoder gets there by reading the end of
+        // the block before it. A member needs no decoder to get there.
+        if !member && self.begun.is_some_and(|begun| begun.at == at) {
             return;
         }
         let begun = Begun { bit: self.base_bits + bit as u64, at, member };
@@ -95,7 +97,7 @@ impl Trail {
             && let Some(mark) = self.marks.back_mut()
         {
             // Nothing has come out since this boundary, so resuming here is as good, and takes less state.
-            *mark = Mark { bit: begun.bit, skip: 0, state: state_of(begun), end: mark.end };
+            *mark = Mark { bit: begun.bit, skip: 0, state: state_of(begun), end: begun.bit.div_ceil(8) };
         }
     }
 

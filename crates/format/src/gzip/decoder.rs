@@ -76,6 +76,11 @@ impl SpanDecoder {
         if out.len() as u64 != u64::from(span.device_len) || source.len() as u64 != u64::from(span.source_len) {
             return Err(refuse("the buffers aren't as long as it says"));
         }
+        if span.start == Start::GzipMember && self.taken == self.at {
+            // Empty members may lie between this one and what was decoded before.
+            self.members.restart();
+            self.bit = span.source_offset.saturating_mul(8);
+        }
         let first = span.source_offset.checked_mul(8).and_then(|first| self.bit.checked_sub(first));
         let bit = first.and_then(|bit| usize::try_from(bit).ok());
         let bit = bit.ok_or_else(|| refuse("its source bytes start too late"))?;
@@ -85,6 +90,7 @@ impl SpanDecoder {
             self.decode_chunk(span, &mut input, out.len() - filled)?;
             filled += self.hand_out(&mut out[filled..]);
         }
+        self.members.settle(&mut input);
         self.bit += (input.bit - bit) as u64;
         self.next = span.device_offset.checked_add(out.len() as u64);
         Ok(())

@@ -152,16 +152,19 @@ pub struct Tables {
     pub litlen: [u32; LITLEN_SIZE],
     /// Distances.
     pub dist: [u32; DIST_SIZE],
+    /// Whether these are the fixed codes: a stream of many small blocks needn't set them again and again.
+    fixed: bool,
 }
 
 impl Tables {
     /// Tables of nothing; a block must be read first.
     pub fn new() -> Box<Self> {
-        Box::new(Self { litlen: [UNUSED; LITLEN_SIZE], dist: [UNUSED; DIST_SIZE] })
+        Box::new(Self { litlen: [UNUSED; LITLEN_SIZE], dist: [UNUSED; DIST_SIZE], fixed: false })
     }
 
     /// Sets the codes of a block that defines its own.
     pub fn set(&mut self, litlen_lengths: &[u8], dist_lengths: &[u8]) -> Result<(), Fault> {
+        self.fixed = false;
         if litlen_lengths.get(256).is_none_or(|&length| length == 0) {
             return Err(Fault::NoEndOfBlock);
         }
@@ -171,10 +174,14 @@ impl Tables {
 
     /// Sets the codes of a fixed block (RFC 1951, section 3.2.6).
     pub fn set_fixed(&mut self) -> Result<(), Fault> {
-        let mut lengths = [8; 288];
-        lengths[144..256].fill(9);
-        lengths[256..280].fill(7);
-        self.set(&lengths, &[5; 32])
+        if !self.fixed {
+            let mut lengths = [8; 288];
+            lengths[144..256].fill(9);
+            lengths[256..280].fill(7);
+            self.set(&lengths, &[5; 32])?;
+            self.fixed = true;
+        }
+        Ok(())
     }
 }
 

@@ -323,6 +323,35 @@ impl Inflate {
         Ok(if output.at > limit { Stop::Full { bit, at } } else { Stop::Full { bit: input.bit, at: output.at } })
     }
 
+    /// Reads the end of a block that isn't the last, if nothing else of the block is left.
+    pub fn settle(&mut self, input: &mut Input<'_>) {
+        let length = match &self.block {
+            Block::Stored { left: 0 } => 0,
+            Block::Fixed | Block::Dynamic { .. } => {
+                let (entry, before) = self.litlen(input.peek());
+                if entry & LITERAL != 0 || entry & (EXCEPTIONAL | END_OF_BLOCK) != EXCEPTIONAL | END_OF_BLOCK {
+                    return;
+                }
+                (before + (entry & 0xff)) as usize
+            }
+            _ => return,
+        };
+        if !self.last && length <= input.left() {
+            input.bit += length;
+            self.block = Block::Header;
+        }
+    }
+
+    /// The entry for the literal or length that `bits` start with, and the bits to consume before it.
+    fn litlen(&self, bits: u64) -> (u32, u32) {
+        let entry = self.tables.litlen[bits as usize & ((1 << LITLEN_BITS) - 1)];
+        if entry & LITERAL == 0 && entry & (EXCEPTIONAL | SUBTABLE) == EXCEPTIONAL | SUBTABLE {
+            let index = subtable_index(entry, bits >> LITLEN_BITS);
+            return (self.tables.litlen[index & (LITLEN_SIZE - 1)], LITLEN_BITS);
+        }
+        (entry, 0)
+    }
+
     /// Decodes one symbol, near the end of the input or of what is wanted.
     fn symbol(
         &self,
@@ -331,14 +360,9 @@ impl Inflate {
         matches: &mut impl Matches,
     ) -> Result<Symbol, Fault> {
         let left = input.left();
-        let mut bits = input.peek();
-        let mut consumed = 0;
-        let mut entry = self.tables.litlen[bits as usize & ((1 << LITLEN_BITS) - 1)];
-        if entry & SUBTABLE != 0 && entry & EXCEPTIONAL != 0 {
-            consumed = LITLEN_BITS;
-            bits >>= LITLEN_BITS;
-            entry = self.tables.litlen[subtable_index(entry, bits) & (LITLEN_SIZE - 1)];
-        }
+        let bits = input.peek();
+        let (entry, mut consumed) = self.litlen(bits);
+        let mut bits = bits >> consumed;
         consumed += entry & 0xff;
         if entry & LITERAL == 0 && entry & EXCEPTIONAL != 0 && entry & END_OF_BLOCK == 0 {
             return if left < 15 { Ok(Symbol::Starved) } else { Err(Fault::LitlenCode) };

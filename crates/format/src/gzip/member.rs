@@ -158,6 +158,18 @@ impl Members {
         }
     }
 
+    /// Reads the end of a block if nothing else of the block is left, so that the next block's header is next.
+    pub fn settle(&mut self, input: &mut Input<'_>) {
+        if self.phase == Phase::Deflate {
+            self.inflate.settle(input);
+        }
+    }
+
+    /// Goes to the start of a member, wherever the decoder was.
+    pub fn restart(&mut self) {
+        self.phase = Phase::Header;
+    }
+
     /// Reads a block's header if one is next, then the block.
     fn deflate(
         &mut self,
