@@ -2,22 +2,25 @@
 use crate::LayerRef;
 use clipper_format::{
     Digest,
-    index::{ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, MEDIA_TYPE_CHECKPOINTS, MEDIA_TYPE_INDEX_ARTIFACT, MEDIA_TYPE_INDEX_LAYER},
+    index::{
+        ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, MEDIA_TYPE_CHECKPOINTS, MEDIA_TYPE_INDEX_ARTIFACT,
+        MEDIA_TYPE_INDEX_LAYER,
+    },
 };
 use clipper_registry::{
-    Client, Reference, RegistryError,
-    image::{ImageSet, PlatformImage},
+    Client, PlatformError, PlatformName, Reference, RegistryError,
+    image::{ImageSet, PlatformImage, digest_of},
+    oci_spec::image::{Descriptor, ImageManifest},
 };
-use oci_spec::image::{Descriptor, ImageManifest};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// An accelerated image of one platform.
 #[derive(Clone, Debug)]
 pub struct AcceleratedImage {
     /// What was asked for.
     pub reference: Reference,
-    /// `os/architecture[/variant]`.
-    pub platform: String,
+    /// What it was built for.
+    pub platform: PlatformName,
     /// The image manifest.
     pub image: BlobRef,
     /// Its content.
@@ -61,6 +64,9 @@ pub enum AcceleratedError {
         /// What was asked for.
         reference: String,
     },
+    /// Not the name of a platform.
+    #[error(transparent)]
+    PlatformName(#[from] PlatformError),
     /// No image for the platform.
     #[error("{reference} has no image for {platform}, only for {available}: choose one with --platform")]
     Platform {
@@ -92,18 +98,19 @@ pub async fn resolve(
     platform: Option<&str>,
 ) -> Result<AcceleratedImage, AcceleratedError> {
     let repository = client.repository(reference)?;
-    let set = ImageSet::resolve(&repository, reference).await?;
-    let image = choose(reference, &set.images, platform)?;
+    let set = match platform.map(str::parse::<PlatformName>).transpose()? {
+        Some(platform) => ImageSet::resolve_platform(&repository, reference, &platform).await?,
+        None => ImageSet::resolve(&repository, reference).await?,
+    };
+    let wanted = platform.map_or_else(|| Ok(PlatformName::host()), str::parse)?;
+    let image = choose(reference, &set, &wanted, platform.is_none())?;
     let invalid = |problem: String| AcceleratedError::Invalid { reference: reference.to_string(), problem };
-    let image_ref = blob(&image.descriptor).map_err(invalid)?;
-    let not_accelerated = || AcceleratedError::NotAccelerated { reference: reference.to_string() };
     let attachment = set
-        .attachments
-        .iter()
-        .find(|attachment| is_index_of(&attachment.manifest, image_ref.digest))
-        .ok_or_else(not_accelerated)?;
+        .attachments_of(&image.digest)
+        .find(|attachment| attachment.artifact_type == MEDIA_TYPE_INDEX_ARTIFACT)
+        .ok_or_else(|| AcceleratedError::NotAccelerated { reference: reference.to_string() })?;
     let part = |media_type: &str| {
-        let found = attachment.manifest.layers().iter().find(|layer| layer.media_type().as_ref() == media_type);
+        let found = attachment.manifest.layers().iter().find(|layer| layer.media_type().to_string() == media_type);
         found.map(blob).transpose().map_err(invalid)
     };
     let index = part(MEDIA_TYPE_INDEX_LAYER)?.ok_or_else(|| invalid("its index manifest has no index".into()))?;
@@ -114,9 +121,9 @@ pub async fn resolve(
     }
     Ok(AcceleratedImage {
         reference: reference.clone(),
-        platform: name(image),
+        platform: PlatformName::of(&image.platform),
+        image: blob(&image.descriptor).map_err(invalid)?,
         config: blob(image.manifest.config()).map_err(invalid)?,
-        image: image_ref,
         index_manifest: blob(&attachment.descriptor).map_err(invalid)?,
         index,
         checkpoints,
@@ -124,4 +131,49 @@ pub async fn resolve(
         annotations: image.manifest.annotations().clone().unwrap_or_default().into_iter().collect(),
         manifest: image.manifest.clone(),
     })
+}
+
+/// The image for `wanted`; with `or_only`, also the only one that there is, whatever it is for.
+fn choose<'s>(
+    reference: &Reference,
+    set: &'s ImageSet,
+    wanted: &PlatformName,
+    or_only: bool,
+) -> Result<&'s PlatformImage, AcceleratedError> {
+    if let Some(image) = set.image(wanted) {
+        return Ok(image);
+    }
+    match &set.images[..] {
+        [only] if or_only => Ok(only),
+        images => {
+            let names: Vec<String> = images.iter().map(|i| PlatformName::of(&i.platform).to_string()).collect();
+            Err(AcceleratedError::Platform {
+                reference: reference.to_string(),
+                platform: wanted.to_string(),
+                available: if names.is_empty() { "none".into() } else { names.join(", ") },
+            })
+        }
+    }
+}
+
+fn layer(descriptor: &Descriptor, index: Digest, reference: &Reference) -> Result<AcceleratedLayer, String> {
+    let BlobRef { digest, size } = blob(descriptor)?;
+    // The annotations are what containerd hands to a snapshotter: they must say the same as the index manifest.
+    let annotation = |name: &str| descriptor.annotations().as_ref().and_then(|all| all.get(name)).map(String::as_str);
+    for (name, expected) in [(ANNOTATION_INDEX, index), (ANNOTATION_LAYER, digest)] {
+        match annotation(name) {
+            None => return Err(format!("layer {digest} has no annotation {name}")),
+            Some(found) if found != expected.to_string() => {
+                return Err(format!("layer {digest} has annotation {name} {found:?} instead of {expected}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let reference = LayerRef { index, layer: digest, repositories: vec![reference.clone()] };
+    Ok(AcceleratedLayer { descriptor: descriptor.clone(), digest, size, reference })
+}
+
+fn blob(descriptor: &Descriptor) -> Result<BlobRef, String> {
+    let digest = digest_of(descriptor).map_err(|error| error.to_string())?;
+    Ok(BlobRef { digest, size: descriptor.size() })
 }

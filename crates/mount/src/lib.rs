@@ -6,6 +6,7 @@
 //! [`LayerRef`]s into lazy images and mounts them.
 
 pub mod accelerated;
+mod beneath;
 mod fuse;
 mod layer;
 mod lazy_image;
@@ -14,6 +15,7 @@ mod options;
 mod store;
 
 pub use accelerated::{AcceleratedError, AcceleratedImage, AcceleratedLayer};
+pub use beneath::Beneath;
 pub use layer::LayerRef;
 pub use lazy_image::{LazyDevice, LazyError, LazyImage};
 pub use mounted::{MountError, Mounted, detach_stale};

@@ -11,12 +11,7 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use std::{
-    ffi::OsStr,
-    io,
-    os::unix::ffi::OsStrExt as _,
-    sync::Arc,
-};
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Node numbers are never used again, so there is one generation.
@@ -194,9 +189,9 @@ impl Filesystem for TreeFilesystem {
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = self.inode(ino).and_then(|inode| {
-            self.shared.image.tree().symlink(&inode).map_err(|error| damaged(ino, &error))
-        });
+        let target = self
+            .inode(ino)
+            .and_then(|inode| self.shared.image.tree().symlink(&inode).map_err(|error| damaged(ino, &error)));
         match target {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
@@ -294,16 +289,16 @@ impl Filesystem for TreeFilesystem {
             self.shared.image.tree().xattr(&inode, name.as_bytes()).map_err(|error| damaged(ino, &error))
         });
         match value {
-            Ok(Some(value)) => Self::reply_xattr(&value, size, reply),
+            Ok(Some(value)) => Self::reply_xattr(value, size, reply),
             Ok(None) => reply.error(Errno::ENODATA),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let xattrs = self.inode(ino).and_then(|inode| {
-            self.shared.image.tree().xattrs(&inode).map_err(|error| damaged(ino, &error))
-        });
+        let xattrs = self
+            .inode(ino)
+            .and_then(|inode| self.shared.image.tree().xattrs(&inode).map_err(|error| damaged(ino, &error)));
         match xattrs {
             Ok(xattrs) => {
                 let mut names = Vec::new();

@@ -7,8 +7,7 @@ use rustix::{
 };
 use std::{
     ffi::CString,
-    fs,
-    io,
+    fs, io,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -32,7 +31,8 @@ pub(super) fn attach(dir: &Path, root_mode: u32) -> Result<(PathBuf, OwnedFd), M
     let refused = |doing| move |source: io::Error| MountError::Kernel { dir: dir.to_owned(), doing, source };
     let real = fs::canonicalize(dir).map_err(refused("looking for the directory to mount on"))?;
     let connection = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    let connection = connection.map_err(|error| refused("opening /dev/fuse (is the fuse module loaded?)")(error.into()))?;
+    let connection =
+        connection.map_err(|error| refused("opening /dev/fuse (is the fuse module loaded?)")(error.into()))?;
     // allow_other and default_permissions: the kernel checks modes as on any filesystem, for everybody.
     let options = format!(
         "fd={},rootmode={root_mode:o},user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_READ}",
@@ -66,7 +66,8 @@ impl MountPoint {
 
     /// Unmounts, lazily if files are open; nothing happens if the filesystem isn't mounted here any more.
     pub(super) fn detach(&self) -> Result<(), MountError> {
-        let refused = |error: Errno| MountError::Kernel { dir: self.dir.clone(), doing: "unmounting", source: error.into() };
+        let refused =
+            |error: Errno| MountError::Kernel { dir: self.dir.clone(), doing: "unmounting", source: error.into() };
         match Device::of(&self.dir) {
             Ok(device) if device == self.device => {}
             // Not there any more, or dead: an aborted connection says so, and is ours as nothing else here is FUSE.

@@ -1,4 +1,5 @@
 //! A node's store: indexes, devices and merged trees on disk, made once and shared by all images that use them.
+mod devices;
 mod files;
 mod flight;
 mod indexes;
@@ -6,22 +7,21 @@ mod lease;
 mod trees;
 
 use crate::{
-    LayerRef, LazyDevice, LazyError, LazyImage, MountError, MountOptions, Mounted,
+    Beneath, LayerRef, LazyDevice, LazyError, LazyImage, MountError, MountOptions, Mounted,
     layer::LayerId,
     store::{
         flight::Flights,
         indexes::IndexCache,
         lease::{LeaseState, Leases},
-        trees::{TreeCache, TreeRecipe},
+        trees::{Place, TreeCache, TreeRecipe},
     },
 };
-use clipper_device::{Device, DeviceError, DeviceOptions, DeviceSpec, Devices, Source};
+use clipper_device::{DeviceError, DeviceOptions, Devices};
 use clipper_format::{
     Digest,
     erofs::{self, ErofsError, Image},
-    index::{Index, IndexError, LayerIndex},
+    index::{INDEX_MAX, Index, IndexError, PackError},
     merge::{self, MergeError},
-    span::{Span, Start},
     tree::Tree,
 };
 use clipper_registry::{Client, Reference, RegistryError, Repository};
@@ -33,9 +33,6 @@ use std::{
     sync::Arc,
 };
 use tokio::{runtime::Handle, task::spawn_blocking};
-
-/// Most bytes of an index blob: a bound for memory, far above any real one.
-const INDEX_MAX: u64 = 256 << 20;
 
 /// What a store is opened with.
 pub struct StoreOptions {
@@ -68,6 +65,9 @@ pub struct Store {
     flights: Flights,
     leases: Arc<Leases>,
 }
+
+/// Decoded indexes by digest.
+type Indexes = HashMap<Digest, Arc<Index>>;
 
 /// Why the store can't give what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +130,7 @@ pub enum StoreError {
         /// The layer.
         layer: Digest,
         /// What is wrong.
-        source: ErofsError,
+        source: PackError,
     },
     /// The layers can't be merged into one tree.
     #[error("the layers' trees can't be merged")]
@@ -174,7 +174,15 @@ impl Store {
         let devices = root.join("devices");
         let devices = Devices::open(devices.clone(), options.devices, runtime.clone())
             .map_err(|source| StoreError::Devices { path: devices, source })?;
-        Ok(Arc::new(Self { client, runtime, devices, indexes, trees, flights: Flights::default(), leases: Arc::default() }))
+        Ok(Arc::new(Self {
+            client,
+            runtime,
+            devices,
+            indexes,
+            trees,
+            flights: Flights::default(),
+            leases: Arc::default(),
+        }))
     }
 
     /// The index `digest`: from the disk, or else fetched from `repository`, verified and kept.
@@ -204,15 +212,27 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub async fn image(self: &Arc<Self>, layers: &[LayerRef], keep_whiteouts: bool) -> Result<LazyImage, StoreError> {
-        let recipe = TreeRecipe { layers: layers.iter().map(LayerRef::id).collect(), keep_whiteouts };
+        self.image_at(layers, if keep_whiteouts { Place::Above } else { Place::Bottom }).await
+    }
+
+    /// As [`Store::image`] with whiteouts kept, for a tree to put above the directories `beneath`: directories that no
+    /// layer described look as they do there.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn image_above(
+        self: &Arc<Self>,
+        layers: &[LayerRef],
+        beneath: &Beneath,
+    ) -> Result<LazyImage, StoreError> {
+        self.image_at(layers, Place::Over(beneath.clone())).await
+    }
+
+    async fn image_at(self: &Arc<Self>, layers: &[LayerRef], place: Place) -> Result<LazyImage, StoreError> {
+        let recipe = TreeRecipe { layers: layers.iter().map(LayerRef::id).collect(), place };
         let lease = self.leases.take(recipe.layers.clone());
         let indexes = self.indexes_of(layers).await?;
-        let mut devices = Vec::with_capacity(layers.len());
-        for layer in layers {
-            let index = &indexes[&layer.index];
-            let device = self.device(layer, index)?;
-            devices.push(LazyDevice { layer: layer.layer, device });
-        }
+        let devices = self.devices_of(layers.to_vec(), indexes.clone()).await?;
         let tree = self.tree(recipe, indexes).await?;
         Ok(LazyImage::leased(tree, devices, Some(lease))?)
     }
@@ -229,6 +249,21 @@ impl Store {
         options: &MountOptions,
     ) -> Result<Mounted, MountError> {
         let image = self.image(layers, keep_whiteouts).await?;
+        Mounted::mount(image, dir, options, self.runtime.clone()).await
+    }
+
+    /// Mounts `layers`, bottom first, read-only on `dir`, to be put above `beneath`. See [`Store::image_above`].
+    ///
+    /// # Errors
+    /// See [`MountError`].
+    pub async fn mount_above(
+        self: &Arc<Self>,
+        layers: &[LayerRef],
+        beneath: &Beneath,
+        dir: &Path,
+        options: &MountOptions,
+    ) -> Result<Mounted, MountError> {
+        let image = self.image_above(layers, beneath).await?;
         Mounted::mount(image, dir, options, self.runtime.clone()).await
     }
 
@@ -281,13 +316,13 @@ impl Store {
         // All of its layers at once: whoever asks for one asks for the others, too.
         for described in &index.layers {
             let id = LayerId { index: layer.index, layer: described.digest };
-            state.device_keys.insert(id, device_key(described));
+            state.device_keys.insert(id, devices::key(described));
         }
         Ok(state.device_keys.get(&layer).copied())
     }
 
     /// The indexes that describe `layers`, each read once.
-    async fn indexes_of(self: &Arc<Self>, layers: &[LayerRef]) -> Result<HashMap<Digest, Arc<Index>>, StoreError> {
+    async fn indexes_of(self: &Arc<Self>, layers: &[LayerRef]) -> Result<Indexes, StoreError> {
         let mut indexes = HashMap::new();
         for layer in layers {
             if !indexes.contains_key(&layer.index) {
@@ -329,7 +364,7 @@ impl Store {
         digest: Digest,
         size: Option<u64>,
     ) -> Result<Arc<Index>, StoreError> {
-        let at = || repository.to_string();
+        let at = || repository.name();
         let failed = |source| StoreError::Fetch { digest, repository: at(), source };
         let size = match size {
             Some(size) => size,
@@ -344,43 +379,42 @@ impl Store {
         Ok(Arc::new(spawn_blocking(move || store.indexes.store(digest, &bytes)).await??))
     }
 
+    /// The devices of `layers`, opened.
+    async fn devices_of(
+        self: &Arc<Self>,
+        layers: Vec<LayerRef>,
+        indexes: Indexes,
+    ) -> Result<Vec<LazyDevice>, StoreError> {
+        let store = Arc::clone(self);
+        let open = move || {
+            let mut devices = Vec::with_capacity(layers.len());
+            for layer in &layers {
+                let index = &indexes[&layer.index];
+                let described = index.layer(&layer.layer);
+                let described = described.ok_or(StoreError::NoLayer { index: layer.index, layer: layer.layer })?;
+                let key = devices::key(described);
+                // Before the device exists: reclaiming must know whose it is.
+                store.leases.lock().device_keys.insert(layer.id(), key);
+                let mut repositories = Vec::with_capacity(layer.repositories.len());
+                for reference in &layer.repositories {
+                    repositories.push(store.repository(layer.layer, reference)?);
+                }
+                let device = devices::open(&store.devices, key, described, index.checkpoints.as_ref(), &repositories);
+                let device = device.map_err(|source| StoreError::Device { layer: layer.layer, source })?;
+                devices.push(LazyDevice { layer: layer.layer, device });
+            }
+            Ok(devices)
+        };
+        spawn_blocking(open).await?
+    }
+
     fn repository(&self, digest: Digest, reference: &Reference) -> Result<Repository, StoreError> {
         let opened = self.client.repository(reference);
         opened.map_err(|source| StoreError::Fetch { digest, repository: reference.to_string(), source })
     }
 
-    /// The device of `layer`, with a source in each of its repositories.
-    fn device(&self, layer: &LayerRef, index: &Index) -> Result<Arc<Device>, StoreError> {
-        let described = index.layer(&layer.layer);
-        let described = described.ok_or(StoreError::NoLayer { index: layer.index, layer: layer.layer })?;
-        let digest = device_key(described);
-        self.leases.lock().device_keys.insert(layer.id(), digest);
-        let mut device = Err(StoreError::NoRepository { digest: layer.layer });
-        for reference in &layer.repositories {
-            let repository = self.repository(layer.layer, reference)?;
-            let checkpoints = index.checkpoints.as_ref().map(|blob| repository.blob(blob.digest, blob.size));
-            let spec = DeviceSpec {
-                digest,
-                source_size: described.source_size,
-                spans: described.spans.clone(),
-                checkpoint_groups: described.checkpoint_groups.clone(),
-                layer: Arc::new(repository.blob(layer.layer, described.source_size)),
-                checkpoints: checkpoints.map(|blob| Arc::new(blob) as Arc<dyn Source>),
-            };
-            device = self.devices.device(spec).map_err(|source| StoreError::Device { layer: layer.layer, source });
-            if device.is_err() {
-                break;
-            }
-        }
-        device
-    }
-
     /// The merged tree of `recipe`: from the disk, or else made from the layers' trees in `indexes` and kept.
-    async fn tree(
-        self: &Arc<Self>,
-        recipe: TreeRecipe,
-        indexes: HashMap<Digest, Arc<Index>>,
-    ) -> Result<Image, StoreError> {
+    async fn tree(self: &Arc<Self>, recipe: TreeRecipe, indexes: Indexes) -> Result<Image, StoreError> {
         let _guard = self.flights.enter(recipe.key()).await;
         let store = Arc::clone(self);
         spawn_blocking(move || {
@@ -393,8 +427,11 @@ impl Store {
             }
             // What the indexes hold isn't needed any more; the merge needs the room.
             drop(indexes);
-            let merged = merge::merge(&trees, recipe.keep_whiteouts)?;
-            drop(trees);
+            let merged = match &recipe.place {
+                Place::Bottom => merge::merge(trees, false)?,
+                Place::Above => merge::merge(trees, true)?,
+                Place::Over(beneath) => merge::merge_above(trees, &mut |path| beneath.look(path))?,
+            };
             let bytes = erofs::write(&merged).map_err(StoreError::Write)?;
             drop(merged);
             if let Err(error) = store.trees.store(&recipe, &bytes) {
@@ -407,33 +444,7 @@ impl Store {
     }
 }
 
-/// The key of a layer's device: a digest of its own digest and of all that the span table says. Indexes that agree about
-/// a layer share its device; one that lies about it spoils only its own.
-fn device_key(layer: &LayerIndex) -> Digest {
-    let mut text = Vec::new();
-    text.extend_from_slice(b"clipper device 1\n");
-    text.extend_from_slice(layer.digest.as_bytes());
-    text.extend_from_slice(&layer.source_size.to_le_bytes());
-    for Span { device_offset, device_len, source_offset, source_len, start, blake3 } in layer.spans.spans() {
-        text.extend_from_slice(&device_offset.to_le_bytes());
-        text.extend_from_slice(&device_len.to_le_bytes());
-        text.extend_from_slice(&source_offset.to_le_bytes());
-        text.extend_from_slice(&source_len.to_le_bytes());
-        let (kind, bit, skip, checkpoint) = match *start {
-            Start::Stored => (0, 0, 0, 0),
-            Start::GzipMember => (1, 0, 0, 0),
-            Start::Gzip { bit, skip, checkpoint } => (2, bit, skip, checkpoint),
-        };
-        text.extend_from_slice(&[kind, bit]);
-        text.extend_from_slice(&skip.to_le_bytes());
-        text.extend_from_slice(&checkpoint.to_le_bytes());
-        text.extend_from_slice(blake3);
-    }
-    Digest::of(&text)
-}
-
 fn layer_tree(index: &Index, digest: Digest, layer: Digest) -> Result<Tree, StoreError> {
     let described = index.layer(&layer).ok_or(StoreError::NoLayer { index: digest, layer })?;
-    let image = Image::parse(Arc::from(described.tree.as_slice())).and_then(|image| image.to_tree());
-    image.map_err(|source| StoreError::LayerTree { index: digest, layer, source })
+    described.tree.unpack().map_err(|source| StoreError::LayerTree { index: digest, layer, source })
 }

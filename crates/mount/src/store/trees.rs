@@ -13,7 +13,7 @@ use super::{
     StoreError,
     files::{Directory, Durability},
 };
-use crate::layer::LayerId;
+use crate::{Beneath, layer::LayerId};
 use clipper_format::{Digest, erofs::Image};
 use std::{collections::HashSet, io::Read as _, path::PathBuf, sync::Arc};
 
@@ -32,16 +32,32 @@ pub(super) struct TreeCache {
 }
 
 /// What a merged tree is made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct TreeRecipe {
     /// Bottom first.
     pub layers: Vec<LayerId>,
-    pub keep_whiteouts: bool,
+    pub place: Place,
+}
+
+/// Where a merged tree will lie.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// At the bottom.
+    Bottom,
+    /// Above something that isn't known: whiteouts are kept.
+    Above,
+    /// Above known directories: whiteouts are kept, and directories that no layer described take after them.
+    Over(Beneath),
 }
 
 impl TreeRecipe {
     pub(super) fn key(&self) -> Digest {
-        let mut text = format!("clipper merged tree {VERSION} {}\n", self.keep_whiteouts);
+        let mut text = format!("clipper merged tree {VERSION}\n");
+        match &self.place {
+            Place::Bottom => text.push_str("bottom\n"),
+            Place::Above => text.push_str("above\n"),
+            Place::Over(beneath) => text.push_str(&format!("over {}\n", beneath.id)),
+        }
         for LayerId { index, layer } in &self.layers {
             text.push_str(&format!("{index} {layer}\n"));
         }
@@ -117,10 +133,9 @@ fn parse_trailer(file: &[u8]) -> Option<(usize, Vec<LayerId>)> {
     let layers = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(2 * DIGEST)?;
     let end = rest.len().checked_sub(layers).filter(|_| magic == MAGIC)?;
     let (digests, _) = rest[end..].as_chunks::<DIGEST>();
-    let ids = digests.chunks_exact(2).map(|pair| LayerId {
-        index: Digest::from_bytes(pair[0]),
-        layer: Digest::from_bytes(pair[1]),
-    });
+    let ids = digests
+        .chunks_exact(2)
+        .map(|pair| LayerId { index: Digest::from_bytes(pair[0]), layer: Digest::from_bytes(pair[1]) });
     Some((end, ids.collect()))
 }
 
@@ -131,7 +146,7 @@ mod tests {
 
     fn recipe(layers: &[&str]) -> TreeRecipe {
         let id = |name: &&str| LayerId { index: Digest::of(b"index"), layer: Digest::of(name.as_bytes()) };
-        TreeRecipe { layers: layers.iter().map(id).collect(), keep_whiteouts: false }
+        TreeRecipe { layers: layers.iter().map(id).collect(), place: Place::Bottom }
     }
 
     fn cache() -> (tempfile::TempDir, TreeCache, Vec<u8>) {
@@ -148,7 +163,10 @@ mod tests {
         cache.store(&ab, &image).unwrap();
         assert_eq!(cache.load(&ab).unwrap().unwrap().bytes(), image);
         assert!(cache.load(&recipe(&["b", "a"])).unwrap().is_none());
-        assert!(cache.load(&TreeRecipe { keep_whiteouts: true, ..ab }).unwrap().is_none());
+        let beneath = Beneath { id: Digest::of(b"beneath"), dirs: Vec::new() };
+        for place in [Place::Above, Place::Over(beneath)] {
+            assert!(cache.load(&TreeRecipe { place, ..ab.clone() }).unwrap().is_none());
+        }
     }
 
     #[test]

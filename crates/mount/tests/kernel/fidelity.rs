@@ -1,0 +1,182 @@
+//! What is mounted is what the layers say: every path, byte, attribute and xattr.
+use crate::{
+    fixture::{Image, Node, Packing},
+    tarball::{Entry, Kind},
+    walk::{assert_same, expected, noise, view},
+};
+use std::{
+    collections::BTreeSet,
+    ffi::CString,
+    fs, io,
+    os::unix::{
+        ffi::{OsStrExt as _, OsStringExt as _},
+        fs::MetadataExt as _,
+    },
+};
+
+fn awkward_layer() -> Vec<Entry> {
+    let long = "n".repeat(255);
+    let deep: Vec<String> = (1..=40).map(|depth| vec!["d"; depth].join("/")).collect();
+    let mut entries = vec![
+        Entry::dir(".").mode(0o755).mtime(1_500_000_000, 1),
+        Entry::dir("bin").mode(0o1777).owner(7, 8),
+        Entry::file("bin/su", noise(1, 70_000)).mode(0o4755).xattr("security.capability", CAPABILITY),
+        Entry::file("bin/wall", noise(2, 511)).mode(0o2755).owner(0, 5),
+        Entry::file("empty", ""),
+        Entry::file("one", "x").mode(0),
+        Entry::file("block", noise(3, 512)).owner(100_000, 200_000).mtime(-1, 999_999_999),
+        Entry::file("page", noise(4, 4096)).mtime(-1_000_000_000, 500_000_000),
+        Entry::file("future", noise(5, 4097)).mtime(5_000_000_000, 7).owner(u32::MAX - 1, u32::MAX - 1),
+        Entry::file("large", noise(6, 3_000_001)),
+        Entry::file("xattrs", "x")
+            .xattr("user.binary", &[0, 1, 255, 0])
+            .xattr("user.large", &noise(7, 3000))
+            .xattr("user.empty", b""),
+        Entry::symlink("link", "bin/su").owner(3, 4).mtime(1, 0),
+        Entry::symlink("long-link", &"t/".repeat(2047)),
+        Entry::hardlink("bin/su2", "bin/su"),
+        Entry::hardlink("su3", "bin/su"),
+        Entry::hardlink("link2", "link"),
+        Entry::file(&long, "long name"),
+        Entry::new(b"not-\xff\xfe-utf8", Kind::File(b"bytes".to_vec())),
+        Entry::new(b"null", Kind::CharDevice(1, 3)).mode(0o666),
+        Entry::new(b"wide-device", Kind::CharDevice(0xabc, 0x54321)).mode(0o600),
+        Entry::new(b"disk", Kind::BlockDevice(8, 17)).mode(0o660).owner(0, 6),
+        Entry::new(b"fifo", Kind::Fifo).mode(0o622),
+    ];
+    entries.extend(deep.iter().map(|path| Entry::dir(path)));
+    entries.push(Entry::file(&format!("{}/leaf", deep.last().unwrap()), "deep"));
+    entries
+}
+
+/// `cap_net_raw+ep`, version 2 (capabilities(7), `struct vfs_cap_data`).
+const CAPABILITY: &[u8] = &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_awkward_layer_is_shown_to_the_bit_compressed_or_not() {
+    let entries = awkward_layer();
+    for packing in [Packing::Gzip, Packing::Tar] {
+        let (image, node) = (Image::new(&[(&entries, packing)]), Node::new());
+        let mounted = node.mount(&image).await;
+        assert_same(&view(mounted.dir()), &expected(&entries));
+        // Again, from what the kernel and the device have cached.
+        assert_same(&view(mounted.dir()), &expected(&entries));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_merge_into_what_an_unpack_of_them_leaves() {
+    let lower = [
+        Entry::dir("."),
+        Entry::dir("etc"),
+        Entry::file("etc/kept", noise(1, 100_000)),
+        Entry::file("etc/gone", "gone"),
+        Entry::file("etc/changed", "old"),
+        Entry::dir("opaque"),
+        Entry::file("opaque/hidden", "hidden"),
+        Entry::dir("was-dir"),
+        Entry::file("was-dir/file", "x"),
+    ];
+    let upper = [
+        Entry::file("etc/.wh.gone", ""),
+        Entry::file("etc/changed", noise(2, 200_000)).mode(0o600),
+        Entry::file("opaque/new", "new"),
+        Entry::file("opaque/.wh..wh..opq", ""),
+        Entry::file("was-dir", "now a file"),
+    ];
+    let merged = [
+        lower[0].clone(),
+        lower[1].clone(),
+        lower[2].clone(),
+        upper[1].clone(),
+        lower[5].clone(),
+        upper[2].clone(),
+        upper[4].clone(),
+    ];
+    let image = Image::new(&[(&lower, Packing::Gzip), (&upper, Packing::Tar), (&[], Packing::Gzip)]);
+    let node = Node::new();
+    let mounted = node.mount(&image).await;
+    assert_same(&view(mounted.dir()), &expected(&merged));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wide_directory_lists_every_name_once_with_the_inode_that_stat_tells() {
+    let name = |i: usize| format!("file-{i:05}-{}", "x".repeat(i % 200));
+    let mut entries = vec![Entry::dir("."), Entry::dir("wide")];
+    entries.extend((0..5000).map(|i| Entry::file(&format!("wide/{}", name(i)), i.to_string())));
+    let (image, node) = (Image::gzip(&entries), Node::new());
+    let mounted = node.mount(&image).await;
+    let wide = mounted.dir().join("wide");
+    for _ in 0..2 {
+        let mut names = BTreeSet::new();
+        for entry in fs::read_dir(&wide).unwrap() {
+            use std::os::unix::fs::DirEntryExt as _;
+            let entry = entry.unwrap();
+            let status = fs::symlink_metadata(entry.path()).unwrap();
+            assert_eq!(entry.ino(), status.ino());
+            assert!(names.insert(entry.file_name().into_string().unwrap()), "{entry:?} twice");
+        }
+        assert_eq!(names, (0..5000).map(name).collect());
+    }
+    assert_eq!(fs::read(wide.join(name(4321))).unwrap(), b"4321");
+    assert_eq!(fs::metadata(wide.join("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(fs::metadata(wide.join("missing")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    // A reader that comes back to a place it remembers: half of it, then all of it again through one descriptor.
+    let directory = rustix::fs::open(&wide, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap();
+    let mut reader = rustix::fs::Dir::new(directory).unwrap();
+    let first: Vec<_> = reader.by_ref().take(2500).map(|entry| entry.unwrap().file_name().to_owned()).collect();
+    reader.rewind();
+    let again: Vec<_> = reader.map(|entry| entry.unwrap().file_name().to_owned()).collect();
+    assert_eq!(again[..2500], first);
+    assert_eq!(again.len(), 5002);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn xattr_calls_answer_as_on_any_filesystem() {
+    let file = Entry::file("file", "").xattr("user.a", b"value").xattr("user.b", &[0; 10]).xattr("trusted.x", b"t");
+    let (image, node) = (Image::gzip(&[Entry::dir("."), file]), Node::new());
+    let mounted = node.mount(&image).await;
+    let path = CString::new(mounted.dir().join("file").into_os_string().into_vec()).unwrap();
+    let get = |name: &str, size: usize| {
+        let mut value = vec![0u8; size];
+        rustix::fs::getxattr(path.as_c_str(), name, &mut value[..])
+    };
+    use rustix::io::Errno;
+    assert_eq!(get("user.a", 0), Ok(5));
+    assert_eq!(get("user.a", 5), Ok(5));
+    assert_eq!(get("user.a", 4), Err(Errno::RANGE));
+    assert_eq!(get("user.missing", 0), Err(Errno::NODATA));
+    assert_eq!(get("user.missing", 9), Err(Errno::NODATA));
+    assert_eq!(get("trusted.x", 9), Ok(1));
+    let list = |size: usize| rustix::fs::listxattr(path.as_c_str(), &mut vec![0u8; size][..]);
+    let all = "trusted.x\0user.a\0user.b\0".len();
+    assert_eq!(list(0), Ok(all));
+    assert_eq!(list(all), Ok(all));
+    assert_eq!(list(all - 1), Err(Errno::RANGE));
+    let bare = CString::new(mounted.dir().as_os_str().as_bytes()).unwrap();
+    assert_eq!(rustix::fs::listxattr(bare.as_c_str(), &mut [0u8; 0][..]), Ok(0));
+    assert_eq!(rustix::fs::setxattr(path.as_c_str(), "user.a", b"", rustix::fs::XattrFlags::empty()), Err(Errno::ROFS));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mount_is_read_only_and_allows_set_user_id_programs_and_devices() {
+    let entries = [Entry::dir("."), Entry::file("file", "x"), Entry::new(b"null", Kind::CharDevice(1, 3)).mode(0o666)];
+    let (image, node) = (Image::gzip(&entries), Node::new());
+    let mounted = node.mount(&image).await;
+    assert_eq!(fs::write(mounted.dir().join("new"), "").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(fs::remove_file(mounted.dir().join("file")).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+    fs::write(mounted.dir().join("null"), "written to a device, not to the image").unwrap();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.contains(mounted.dir().to_str().unwrap())).unwrap();
+    let fields: Vec<&str> = line.split(' ').collect();
+    assert_eq!((fields[0], fields[2]), ("clipper", "fuse.clipper"));
+    let options: Vec<&str> = fields[3].split(',').collect();
+    for option in ["ro", "default_permissions", "allow_other"] {
+        assert!(options.contains(&option), "{line}");
+    }
+    for option in ["nosuid", "nodev", "noexec"] {
+        assert!(!options.contains(&option), "{line}");
+    }
+    let space = rustix::fs::statvfs(mounted.dir()).unwrap();
+    assert_eq!((space.f_files, space.f_ffree, space.f_bavail, space.f_namemax), (3, 0, 0, 255));
+}

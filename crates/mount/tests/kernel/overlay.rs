@@ -1,0 +1,139 @@
+//! The mount as a lower layer of overlayfs, as containers use it.
+use crate::{
+    fixture::{Image, Node, Packing},
+    tarball::{Entry, Kind},
+    walk::{noise, view},
+};
+use clipper_mount::MountOptions;
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// An overlay; unmounted when dropped.
+struct Overlay(PathBuf);
+
+impl Overlay {
+    /// With `lower`, topmost first, and a fresh upper directory.
+    fn new(node: &Node, lower: &[&Path]) -> Self {
+        let lower: Vec<_> = lower.iter().map(|dir| dir.display().to_string()).collect();
+        let (upper, work, target) = (node.dir("upper"), node.dir("work"), node.dir("merged"));
+        let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
+        let options = CString::new(options).unwrap();
+        rustix::mount::mount("overlay", &target, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+        Self(target)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_overlay_reads_through_copies_up_and_covers() {
+    let content = noise(1, 500_000);
+    let entries = [
+        Entry::dir("."),
+        Entry::dir("dir"),
+        Entry::file("dir/a", content.clone()).mode(0o640).owner(5, 6).xattr("user.x", b"kept"),
+        Entry::hardlink("dir/b", "dir/a"),
+        Entry::file("dir/gone", "x"),
+        Entry::dir("removed"),
+        Entry::file("removed/x", "x"),
+    ];
+    let (image, node) = (Image::gzip(&entries), Node::new());
+    let mounted = node.mount(&image).await;
+    let overlay = Overlay::new(&node, &[mounted.dir()]);
+    let lower = view(mounted.dir());
+    assert!(view(&overlay.0)[&b"dir/b"[..]].kind == Kind::File(content.clone()));
+
+    // Copy-up of data, attributes and xattrs.
+    let a = overlay.path("dir/a");
+    fs::OpenOptions::new().append(true).open(&a).and_then(|mut file| io::Write::write_all(&mut file, b"!")).unwrap();
+    assert!(fs::read(&a).unwrap() == [&content[..], b"!"].concat());
+    let status = fs::metadata(&a).unwrap();
+    assert_eq!((status.mode() & 0o7777, status.uid(), status.gid()), (0o640, 5, 6));
+    assert_eq!(xattr::get(&a, "user.x").unwrap().unwrap(), b"kept");
+    fs::set_permissions(overlay.path("dir/b"), fs::Permissions::from_mode(0o600)).unwrap();
+    // Whiteouts, and a directory that replaces one.
+    fs::remove_file(overlay.path("dir/gone")).unwrap();
+    fs::remove_dir_all(overlay.path("removed")).unwrap();
+    fs::create_dir(overlay.path("removed")).unwrap();
+    assert_eq!(fs::read_dir(overlay.path("removed")).unwrap().count(), 0);
+    let names: Vec<_> = fs::read_dir(overlay.path("dir")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    fs::rename(&a, overlay.path("moved")).unwrap();
+
+    // Nothing of that reaches the image.
+    assert!(view(mounted.dir()) == lower);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_with_whiteouts_covers_an_ordinary_directory_below_it() {
+    let first = [
+        Entry::dir("dir"),
+        Entry::file("dir/.wh.gone", ""),
+        Entry::file("dir/replaced", "by the image"),
+        Entry::dir("opaque"),
+        Entry::file("opaque/.wh..wh..opq", ""),
+        Entry::file("opaque/new", "new"),
+        Entry::file(".wh.tree", ""),
+    ];
+    let second = [Entry::file("dir/more", "more"), Entry::file("opaque/newer", "newer")];
+    let image = Image::new(&[(&first, Packing::Gzip), (&second, Packing::Gzip)]);
+    let node = Node::new();
+    let ordinary = node.dir("ordinary");
+    for (name, text) in
+        [("dir/gone", "x"), ("dir/kept", "kept"), ("dir/replaced", "old"), ("opaque/old", "x"), ("tree/x", "x")]
+    {
+        let path = ordinary.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let options = MountOptions::default();
+    let mounted = node.store.mount(&image.layers, true, &node.dir("mnt"), &options).await.unwrap();
+    assert_eq!(xattr::get(mounted.dir().join("opaque"), "trusted.overlay.opaque").unwrap().unwrap(), b"y");
+    let overlay = Overlay::new(&node, &[mounted.dir(), &ordinary]);
+    let seen = view(&overlay.0);
+    let names: Vec<_> = seen.keys().map(|path| String::from_utf8_lossy(path)).collect();
+    assert_eq!(names, ["", "dir", "dir/kept", "dir/more", "dir/replaced", "opaque", "opaque/new", "opaque/newer"]);
+    assert_eq!(seen[&b"dir/replaced"[..]].kind, Kind::File(b"by the image".to_vec()));
+    assert_eq!(seen[&b"dir/kept"[..]].kind, Kind::File(b"kept".to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_run_from_an_overlay_and_set_user_id_is_honoured() {
+    // A shell and what it is linked with, from this machine.
+    let mut entries = vec![Entry::dir("."), Entry::dir("bin"), Entry::dir("lib64"), Entry::dir("proc")];
+    let program = fs::canonicalize("/usr/bin/id").unwrap();
+    let listing = Command::new("ldd").arg(&program).output().unwrap().stdout;
+    let mut parents = std::collections::BTreeSet::from(["bin".to_owned(), "lib64".to_owned(), "proc".to_owned()]);
+    for library in String::from_utf8(listing).unwrap().split_whitespace().filter(|word| word.starts_with('/')) {
+        let name = library.trim_start_matches('/').to_owned();
+        let mut parent = String::new();
+        for component in Path::new(&name).parent().unwrap().components() {
+            parent = format!("{parent}/{}", component.as_os_str().to_str().unwrap()).trim_matches('/').to_owned();
+            if parents.insert(parent.clone()) {
+                entries.push(Entry::dir(&parent));
+            }
+        }
+        entries.push(Entry::file(&name, fs::read(library).unwrap()).mode(0o755));
+    }
+    entries.push(Entry::file("bin/id", fs::read(&program).unwrap()).mode(0o4755).owner(1234, 0));
+    let (image, node) = (Image::gzip(&entries), Node::new());
+    let mounted = node.mount(&image).await;
+    let overlay = Overlay::new(&node, &[mounted.dir()]);
+    let output = Command::new("chroot").arg(&overlay.0).args(["/bin/id", "-u"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"1234\n");
+}
