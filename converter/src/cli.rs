@@ -186,8 +186,13 @@ pub struct PullArgs {
     /// The image (REF in a registry)
     pub reference: Reference,
     /// containerd's socket
-    #[arg(long, short, value_name = "SOCK", default_value = "/run/containerd/containerd.sock",
-          env = "CONTAINERD_ADDRESS")]
+    #[arg(
+        long,
+        short,
+        value_name = "SOCK",
+        default_value = "/run/containerd/containerd.sock",
+        env = "CONTAINERD_ADDRESS"
+    )]
     pub address: PathBuf,
     /// containerd's namespace; kubelet's images are in k8s.io
     #[arg(long, short, value_name = "NS", default_value = "default", env = "CONTAINERD_NAMESPACE")]

@@ -4,7 +4,7 @@ use clipper_device::DeviceOptions;
 use clipper_mount::accelerated::{self, AcceleratedImage};
 use clipper_mount::{Store, StoreOptions};
 use clipper_registry::image::ImageSet;
-use clipper_registry::{Client, Reference};
+use clipper_registry::{Client, PlatformName, Reference};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -21,16 +21,20 @@ pub async fn accelerated(
     let set = ImageSet::resolve(&client.repository(reference)?, reference).await?;
     let mut images = Vec::new();
     for image in &set.images {
-        let platform = image.platform_name();
-        images.push(accelerated::resolve(client, reference, Some(&platform).filter(|p| !p.is_empty()).map(|p| p.as_str())).await?);
+        let platform = PlatformName::of(&image.platform).to_string();
+        images.push(accelerated::resolve(client, reference, Some(&platform)).await?);
     }
     Ok(images)
 }
 
+/// The platform that the user named, or else this machine's.
+pub fn platform(name: Option<&str>) -> Result<PlatformName> {
+    Ok(name.map_or_else(|| Ok(PlatformName::host()), str::parse)?)
+}
+
 /// Opens a store in `root`.
 pub fn store(client: &Client, root: &Path) -> Result<Arc<Store>> {
-    let options =
-        StoreOptions { root: root.to_owned(), client: client.clone(), devices: DeviceOptions::default() };
+    let options = StoreOptions { root: root.to_owned(), client: client.clone(), devices: DeviceOptions::default() };
     Store::open(options, tokio::runtime::Handle::current())
         .with_context(|| format!("opening the cache {}", root.display()))
 }

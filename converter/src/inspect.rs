@@ -5,7 +5,6 @@ use crate::images;
 use crate::report::{human, percent};
 use anyhow::{Context, Result};
 use clipper_format::Digest;
-use clipper_format::erofs::Image as Tree;
 use clipper_format::index::{Index, LayerIndex};
 use clipper_format::span::Start;
 use clipper_mount::AcceleratedImage;
@@ -75,15 +74,15 @@ async fn inspect(repository: &Repository, image: &AcceleratedImage) -> Result<In
     let mut layers = Vec::new();
     for layer in &image.layers {
         let described = index
-            .layer(layer.digest)
+            .layer(&layer.digest)
             .with_context(|| format!("index {} lacks layer {}", image.index.digest, layer.digest))?;
-        layers.push(inspect_layer(described)?);
+        layers.push(inspect_layer(described));
     }
     let layers_size = image.layers.iter().map(|l| l.size).sum();
     let checkpoints_size = image.checkpoints.as_ref().map_or(0, |c| c.size);
     let mode = image.annotations.get("io.clipper.mode").cloned().unwrap_or_else(|| "index-only".into());
     Ok(Inspected {
-        platform: image.platform.clone(),
+        platform: image.platform.to_string(),
         manifest: image.image.digest,
         needs_base: mode == "index-only",
         mode,
@@ -101,20 +100,19 @@ async fn inspect(repository: &Repository, image: &AcceleratedImage) -> Result<In
     })
 }
 
-fn inspect_layer(layer: &LayerIndex) -> Result<InspectedLayer> {
-    let tree = Tree::parse(layer.tree.clone().into()).with_context(|| format!("the tree of {}", layer.digest))?;
+fn inspect_layer(layer: &LayerIndex) -> InspectedLayer {
     let spans = layer.spans.spans();
-    Ok(InspectedLayer {
+    InspectedLayer {
         digest: layer.digest,
         diff_id: layer.diff_id,
         size: layer.source_size,
         device_size: layer.spans.device_size(),
-        inodes: tree.inode_count(),
+        inodes: layer.tree.inode_count(),
         tree_size: layer.tree.len(),
         spans: spans.len(),
         spans_without_checkpoint: spans.iter().filter(|s| !matches!(s.start, Start::Gzip { .. })).count(),
         checkpoints_size: layer.checkpoint_groups.iter().map(|g| g.end - g.start).sum(),
-    })
+    }
 }
 
 fn print(image: &Inspected) {
@@ -133,7 +131,10 @@ fn print(image: &Inspected) {
     }
     println!("    overhead      {:.2} % of the compressed layers", image.overhead_percent);
     println!("    spans         {} of at most {}", image.spans, human(image.span_size.into()));
-    println!("    {:14}{:>12} {:>12} {:>9} {:>7} {:>13}", "layer", "compressed", "unpacked", "files", "spans", "checkpoints");
+    println!(
+        "    {:14}{:>12} {:>12} {:>9} {:>7} {:>13}",
+        "layer", "compressed", "unpacked", "files", "spans", "checkpoints"
+    );
     for layer in &image.layers {
         println!(
             "    {:14}{:>12} {:>12} {:>9} {:>7} {:>13}",

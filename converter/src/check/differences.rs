@@ -133,10 +133,7 @@ mod tests {
     }
 
     fn paths(entries: &[(&str, usize)], nodes: &[Node]) -> Paths {
-        Paths {
-            names: entries.iter().map(|(n, i)| (n.as_bytes().to_vec(), *i)).collect(),
-            nodes: nodes.to_vec(),
-        }
+        Paths { names: entries.iter().map(|(n, i)| (n.as_bytes().to_vec(), *i)).collect(), nodes: nodes.to_vec() }
     }
 
     #[test]

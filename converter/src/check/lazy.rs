@@ -4,7 +4,7 @@ use crate::images::TemporaryStore;
 use crate::report::Progress;
 use anyhow::{Context, Result};
 use clipper_format::Digest;
-use clipper_format::erofs::{FileKind, ImageInode, Nid};
+use clipper_format::erofs::{FileKind, ImageInode, ImageSource, Nid};
 use clipper_mount::{AcceleratedImage, LazyImage};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -59,19 +59,18 @@ pub async fn read(store: &TemporaryStore, image: &AcceleratedImage, progress: &P
             FileKind::File => {
                 // In the order of the device, so that every span is fetched and decoded once, in sequence.
                 let first = tree.extents(&inode, 0..inode.size.min(1))?.into_iter().next();
-                files.push((first.map(|e| e.source), number, inode, path));
+                let place = match first.map(|e| e.source) {
+                    Some(ImageSource::Device { device, offset }) => (device, offset),
+                    _ => (0, 0),
+                };
+                files.push((place, number, inode, path));
             }
             _ => {}
         }
     }
-    files.sort_by_key(|(source, ..)| match source {
-        Some(clipper_format::erofs::ImageSource::Device { device, offset }) => (*device, *offset),
-        _ => (0, 0),
-    });
+    files.sort_by_key(|(place, ..)| *place);
     for (_, number, inode, path) in files {
-        let sha256 = hash(&lazy, &inode)
-            .await
-            .with_context(|| format!("/{}", String::from_utf8_lossy(&path)))?;
+        let sha256 = hash(&lazy, &inode).await.with_context(|| format!("/{}", String::from_utf8_lossy(&path)))?;
         reading.paths.nodes[number].kind = Kind::File { size: inode.size, sha256 };
         reading.bytes += inode.size;
         task.advance(inode.size);

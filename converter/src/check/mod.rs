@@ -47,7 +47,7 @@ pub async fn run(common: &Common, args: CheckArgs) -> Result<ExitCode> {
         let difference_count = differences.len();
         differences.truncate(args.limit);
         results.push(Checked {
-            platform: image.platform.clone(),
+            platform: image.platform.to_string(),
             manifest: image.image.digest,
             paths: paths.names.len(),
             bytes: lazy.bytes,
@@ -94,10 +94,11 @@ async fn base_layers(client: &Client, args: &CheckArgs, image: &AcceleratedImage
     };
     let repository = client.repository(reference)?;
     let set = ImageSet::resolve(&repository, reference).await?;
-    let base = set.select(Some(&image.platform))?;
+    let platform = &image.platform;
+    let base = set.image(platform).with_context(|| format!("{reference} has no image for {platform}"))?;
     let mut layers = Vec::new();
     for layer in base.manifest.layers() {
-        let digest = layer.digest().to_string().parse().with_context(|| format!("{reference}: a layer's digest"))?;
+        let digest = layer.digest().as_ref().parse().with_context(|| format!("{reference}: a layer's digest"))?;
         layers.push(BlobRef { digest, size: layer.size() });
     }
     Ok(Base { repository, layers })

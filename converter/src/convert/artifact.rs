@@ -108,7 +108,8 @@ pub fn image_manifest(base: &Value, base_digest: Digest, index: &BlobRef) -> Doc
 
 /// The index manifest: an OCI artifact whose subject is the image manifest.
 pub fn index_manifest(image: &Document, index: &BlobRef, checkpoints: Option<&BlobRef>) -> Document {
-    let blob = |media_type: &str, blob: &BlobRef| json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size });
+    let blob =
+        |media_type: &str, blob: &BlobRef| json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size });
     let mut layers = vec![blob(MEDIA_TYPE_INDEX_LAYER, index)];
     layers.extend(checkpoints.map(|c| blob(MEDIA_TYPE_CHECKPOINTS, c)));
     let manifest = json!({
@@ -143,10 +144,7 @@ pub fn image_index(images: &[(Value, Document, Document)]) -> Document {
             }),
         )
     }));
-    Document::new(
-        IMAGE_INDEX,
-        &json!({ "schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": manifests }),
-    )
+    Document::new(IMAGE_INDEX, &json!({ "schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": manifests }))
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Indexing one layer: a pipeline from the blob's bytes to its tree, spans and checkpoints.
 use crate::report::Task;
 use bytes::Bytes;
+use clipper_format::Digest;
 use clipper_format::gzip::{self, CHECKPOINTS_PER_GROUP, Checkpoint, IndexOptions, IndexedSpan, Indexer};
-use clipper_format::index::LayerIndex;
+use clipper_format::index::{LayerIndex, PackError, PackedTree};
 use clipper_format::span::{Span, SpanTable};
 use clipper_format::stored::StoredIndexer;
 use clipper_format::tar::{LayerWalker, Limits};
-use clipper_format::{Digest, erofs};
 use clipper_registry::Blob;
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
@@ -64,7 +64,7 @@ pub enum LayerError {
     Tar(Digest, clipper_format::tar::TarError),
     /// Its tree can't be written.
     #[error("layer {0}: {1}")]
-    Tree(Digest, erofs::ErofsError),
+    Tree(Digest, PackError),
     /// Its spans don't fit its blob: a mistake of ours.
     #[error("layer {0}: {1}")]
     Spans(Digest, clipper_format::span::SpanTableError),
@@ -82,6 +82,8 @@ enum Piece {
     Span(IndexedSpan),
 }
 
+/// The zstd level of checkpoint groups.
+const CHECKPOINT_LEVEL: i32 = 12;
 /// Pieces that may wait between two stages; spans are at most a span size each, so this bounds memory.
 const QUEUE: usize = 6;
 
@@ -150,14 +152,20 @@ impl Codec {
     fn push(&mut self, input: &[u8], spans: &mut Vec<IndexedSpan>) -> Result<(), gzip::GzipError> {
         match self {
             Self::Gzip(indexer) => indexer.push(input, spans),
-            Self::Stored(indexer) => indexer.push(input, spans),
+            Self::Stored(indexer) => {
+                indexer.push(input, spans);
+                Ok(())
+            }
         }
     }
 
     fn finish(&mut self, spans: &mut Vec<IndexedSpan>) -> Result<(), gzip::GzipError> {
         match self {
             Self::Gzip(indexer) => indexer.finish(spans),
-            Self::Stored(indexer) => indexer.finish(spans),
+            Self::Stored(indexer) => {
+                indexer.finish(spans);
+                Ok(())
+            }
         }
     }
 }
@@ -226,7 +234,7 @@ fn describe(
     let (mut checkpoints, mut groups) = (Vec::new(), Vec::new());
     let mut flush = |group: &mut Vec<Checkpoint>| -> Result<(), LayerError> {
         let start = checkpoints.len() as u64;
-        checkpoints.extend_from_slice(&gzip::encode_group(group).map_err(|e| LayerError::Gzip(digest, e))?);
+        checkpoints.extend_from_slice(&gzip::encode_group(group, CHECKPOINT_LEVEL));
         groups.push(start..checkpoints.len() as u64);
         group.clear();
         Ok(())
@@ -273,7 +281,7 @@ fn describe(
         digest,
         diff_id,
         source_size,
-        tree: erofs::write(&tree).map_err(|e| LayerError::Tree(digest, e))?,
+        tree: PackedTree::pack(&tree).map_err(|e| LayerError::Tree(digest, e))?,
         spans: SpanTable::new(spans, source_size).map_err(|e| LayerError::Spans(digest, e))?,
         checkpoint_groups: groups,
     };

@@ -27,11 +27,7 @@ pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
     let progress = Progress::new(common);
     let client = common.client()?;
     let plan = Plan::make(&client, &args).await?;
-    let mut indexed = if args.no_reuse {
-        BTreeMap::new()
-    } else {
-        reuse::find(&plan, args.span_size).await
-    };
+    let mut indexed = if args.no_reuse { BTreeMap::new() } else { reuse::find(&plan, args.span_size).await };
     for layer in indexed.values() {
         progress.say(&format!("{}  reused: the target repository holds its index already", short(layer.index.digest)));
     }
@@ -60,9 +56,8 @@ async fn index_layers(
     progress: &Progress,
     indexed: &mut BTreeMap<Digest, Arc<IndexedLayer>>,
 ) -> Result<()> {
-    let jobs = args
-        .jobs
-        .map_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get), usize::from);
+    let jobs =
+        args.jobs.map_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get), usize::from);
     let wanted: Vec<_> = plan.layers.iter().filter(|(digest, _)| !indexed.contains_key(*digest)).collect();
     let mut done = futures::stream::iter(wanted)
         .map(|(digest, input)| async move {

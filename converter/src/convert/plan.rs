@@ -3,9 +3,10 @@ use super::layer::LayerInput;
 use crate::cli::ConvertArgs;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
-use clipper_format::index::{MEDIA_TYPE_INDEX_ARTIFACT, BlobRef};
+use clipper_format::index::{BlobRef, MEDIA_TYPE_INDEX_ARTIFACT};
 use clipper_registry::image::{ImageSet, PlatformImage};
-use clipper_registry::{Client, Reference, Repository};
+use clipper_registry::{Client, PlatformName, Reference, Repository};
+use oci_spec::image::Descriptor;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -78,7 +79,7 @@ impl Plan {
         let from = client.repository(&source)?;
         let to = client.repository(&target)?;
         let set = ImageSet::resolve(&from, &source).await?;
-        if set.attachments.iter().any(|a| a.artifact_type.as_deref() == Some(MEDIA_TYPE_INDEX_ARTIFACT)) {
+        if set.attachments.iter().any(|a| a.artifact_type == MEDIA_TYPE_INDEX_ARTIFACT) {
             bail!("{source} is an accelerated image already: convert its base image");
         }
         let mut plan = Self {
@@ -92,7 +93,7 @@ impl Plan {
         };
         let mut available = Vec::new();
         for image in &set.images {
-            let name = image.platform_name();
+            let name = PlatformName::of(&image.platform).to_string();
             let wanted = args.platform.is_empty() || args.platform.iter().any(|p| *p == name);
             available.push(name);
             if wanted {
@@ -110,9 +111,9 @@ impl Plan {
 
     async fn add(&mut self, image: &PlatformImage) -> Result<()> {
         let source = &self.source;
-        let manifest: Value = serde_json::from_slice(&image.bytes)
+        let manifest: Value = serde_json::from_slice(&image.source.bytes)
             .with_context(|| format!("{source}: manifest {}", image.digest))?;
-        let config = BlobRef { digest: image.config.digest, size: image.config.size };
+        let config = blob_of(image.manifest.config(), source)?;
         let bytes = self.from.blob(config.digest, config.size).read_all(CONFIG_LIMIT).await?;
         let parsed: Value =
             serde_json::from_slice(&bytes).with_context(|| format!("{source}: config {}", config.digest))?;
@@ -123,52 +124,46 @@ impl Plan {
             .transpose()
             .with_context(|| format!("{source}: config {}: rootfs.diff_ids", config.digest))?
             .unwrap_or_default();
-        if diff_ids.len() != image.layers.len() {
+        let layers = image.manifest.layers();
+        if diff_ids.len() != layers.len() {
             bail!(
                 "{source}: manifest {} has {} layers but its config {} has {} diff IDs",
                 image.digest,
-                image.layers.len(),
+                layers.len(),
                 config.digest,
                 diff_ids.len()
             );
         }
-        for (layer, diff_id) in image.layers.iter().zip(diff_ids) {
-            if layer.media_type.ends_with("zstd") {
+        let mut blobs = Vec::new();
+        for (descriptor, diff_id) in layers.iter().zip(diff_ids) {
+            let layer = blob_of(descriptor, source)?;
+            let media_type = descriptor.media_type().to_string();
+            if media_type.ends_with("zstd") {
                 // Say so before anything is read; a mislabelled layer is found by its first bytes.
-                return Err(super::layer::LayerError::Zstd(layer.digest, layer.media_type.clone()).into());
+                return Err(super::layer::LayerError::Zstd(layer.digest, media_type).into());
             }
-            let input = LayerInput {
-                blob: self.from.blob(layer.digest, layer.size),
-                media_type: layer.media_type.clone(),
-                diff_id,
-            };
+            let input = LayerInput { blob: self.from.blob(layer.digest, layer.size), media_type, diff_id };
             let known = self.layers.entry(layer.digest).or_insert(input);
             if known.diff_id != diff_id || known.blob.size() != layer.size {
                 bail!("{source}: layer {} is described in two ways that contradict each other", layer.digest);
             }
+            blobs.push(layer);
         }
         self.images.push(PlannedImage {
-            platform: platform(image, &parsed),
+            platform: serde_json::to_value(&image.platform)?,
             digest: image.digest,
             manifest,
             config,
-            layers: image.layers.iter().map(|l| BlobRef { digest: l.digest, size: l.size }).collect(),
+            layers: blobs,
         });
         Ok(())
     }
 }
 
-/// The platform that the source's index gives, or else the one in the image config.
-fn platform(image: &PlatformImage, config: &Value) -> Value {
-    if let Some(platform) = &image.platform {
-        return platform.clone();
-    }
-    let keys = ["os", "architecture", "variant", "os.version", "os.features"];
-    Value::Object(
-        keys.iter()
-            .filter_map(|k| Some(((*k).to_owned(), config.get(k).filter(|v| !v.is_null())?.clone())))
-            .collect(),
-    )
+/// Digest and size of a descriptor.
+fn blob_of(descriptor: &Descriptor, source: &Reference) -> Result<BlobRef> {
+    let digest = descriptor.digest().as_ref().parse().with_context(|| source.to_string())?;
+    Ok(BlobRef { digest, size: descriptor.size() })
 }
 
 fn default_target(source: &Reference) -> Result<Reference> {

@@ -6,6 +6,7 @@ use clipper_format::Digest;
 use clipper_format::index::{ANNOTATION_INDEX, Index, MEDIA_TYPE_INDEX_LAYER};
 use clipper_registry::Reference;
 use clipper_registry::image::ImageSet;
+use oci_spec::image::{Descriptor, ImageManifest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -55,10 +56,10 @@ async fn take_over(
     let set = ImageSet::resolve(&plan.to, reference).await?;
     for image in &set.images {
         let missing = |d: &Digest| plan.layers.contains_key(d) && !found.contains_key(d);
-        if !image.layers.iter().any(|l| missing(&l.digest)) {
+        if !layer_digests(&image.manifest).any(|d| missing(&d)) {
             continue;
         }
-        let Some(digest) = image.layers.iter().find_map(|l| l.annotations.get(ANNOTATION_INDEX)) else { continue };
+        let Some(digest) = annotated_index(&image.manifest) else { continue };
         let digest: Digest = digest.parse()?;
         if !seen.insert(digest) {
             continue;
@@ -66,9 +67,9 @@ async fn take_over(
         let size = set
             .attachments
             .iter()
-            .flat_map(|a| &a.layers)
-            .find(|l| l.digest == digest && l.media_type == MEDIA_TYPE_INDEX_LAYER)
-            .map(|l| l.size)
+            .flat_map(|a| a.manifest.layers())
+            .find(|l| l.digest().as_ref() == digest.to_string() && l.media_type().as_ref() == MEDIA_TYPE_INDEX_LAYER)
+            .map(Descriptor::size)
             .with_context(|| format!("index {digest} is not in {reference}"))?;
         let bytes = plan.to.blob(digest, size).read_all(BLOB_LIMIT).await?;
         let index = Index::decode(&bytes).with_context(|| format!("index {digest}"))?;
@@ -91,6 +92,15 @@ async fn take_over(
         }
     }
     Ok(())
+}
+
+fn layer_digests(manifest: &ImageManifest) -> impl Iterator<Item = Digest> {
+    manifest.layers().iter().filter_map(|l| l.digest().as_ref().parse().ok())
+}
+
+/// The index that the layers of an accelerated image name.
+fn annotated_index(manifest: &ImageManifest) -> Option<&String> {
+    manifest.layers().iter().find_map(|l| l.annotations().as_ref()?.get(ANNOTATION_INDEX))
 }
 
 /// Gives `layer` a checkpoints blob of its own, cut from the image's.

@@ -55,7 +55,7 @@ struct Layer {
     size: u64,
     device_size: u64,
     spans: usize,
-    /// Bytes of the tree before it is compressed into the index.
+    /// Bytes of the packed tree in the index.
     tree_size: usize,
     checkpoints_size: usize,
     reused: bool,

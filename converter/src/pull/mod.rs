@@ -2,10 +2,12 @@
 mod node;
 
 use crate::cli::{Common, PullArgs};
+use crate::images;
 use crate::report::{Progress, human};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clipper_format::Digest;
+use clipper_format::index::BlobRef;
 use clipper_registry::image::{ImageSet, PlatformImage};
 use clipper_registry::{Reference, RegistryReference, Repository};
 use containerd_client::types::Descriptor;
@@ -44,17 +46,29 @@ pub async fn run(common: &Common, args: PullArgs) -> Result<()> {
         bail!("{}: containerd can only pull from a registry; copy the layout there first", args.reference);
     };
     let repository = common.client()?.repository(&args.reference)?;
-    let set = ImageSet::resolve(&repository, &args.reference).await?;
-    let image = set.select(args.platform.as_deref())?;
+    let platform = images::platform(args.platform.as_deref())?;
+    let set = ImageSet::resolve_platform(&repository, &args.reference, &platform).await?;
+    let image = set.image(&platform).context("no image for the platform")?;
     let node = Node::connect(&args.address, &args.namespace, &args.snapshotter).await?;
-    let pull = Pull { name, repository: &repository, set: &set, image, node: &node, progress: &progress };
+    let (config, layers) = blobs(image).with_context(|| args.reference.to_string())?;
+    let pull = Pull {
+        reference: &args.reference,
+        name,
+        repository: &repository,
+        set: &set,
+        image,
+        config,
+        layers,
+        node: &node,
+        progress: &progress,
+    };
     let outcome = pull.run(&args).await;
     let released = node.release().await;
     let layers = outcome?;
     released?;
     let pulled = Pulled {
         image: args.reference.to_string(),
-        digest: set.digest,
+        digest: set.top.digest,
         manifest: image.digest,
         layers,
         seconds: begun.elapsed().as_secs_f64(),
@@ -74,12 +88,41 @@ pub async fn run(common: &Common, args: PullArgs) -> Result<()> {
     Ok(())
 }
 
+/// A layer, as the image manifest describes it.
+struct Layer {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    /// Annotations that go to the snapshotter.
+    labels: Labels,
+}
+
+/// Config and layers of `image`.
+fn blobs(image: &PlatformImage) -> Result<(BlobRef, Vec<Layer>)> {
+    let config = image.manifest.config();
+    let config = BlobRef { digest: config.digest().as_ref().parse()?, size: config.size() };
+    let layers = image.manifest.layers().iter().map(|layer| {
+        let annotations = layer.annotations().iter().flatten();
+        let labels = annotations.filter(|(key, _)| key.starts_with(INHERITED));
+        Ok(Layer {
+            media_type: layer.media_type().to_string(),
+            digest: layer.digest().as_ref().parse()?,
+            size: layer.size(),
+            labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        })
+    });
+    Ok((config, layers.collect::<Result<_>>()?))
+}
+
 /// One pull under way.
 struct Pull<'a> {
+    reference: &'a Reference,
     name: &'a RegistryReference,
     repository: &'a Repository,
     set: &'a ImageSet,
     image: &'a PlatformImage,
+    config: BlobRef,
+    layers: Vec<Layer>,
     node: &'a Node,
     progress: &'a Progress,
 }
@@ -89,7 +132,7 @@ impl Pull<'_> {
         let diff_ids = self.content().await?;
         let mut layers = Vec::new();
         let mut parent = None;
-        for (number, layer) in self.image.layers.iter().enumerate() {
+        for (number, layer) in self.layers.iter().enumerate() {
             let chain = Digest::chain_id(&diff_ids[..=number]).context("no layer")?;
             let lazy = self.layer(number, chain, parent, diff_ids[number]).await?;
             layers.push(PulledLayer { digest: layer.digest, size: layer.size, lazy });
@@ -98,9 +141,9 @@ impl Pull<'_> {
         // The config holds on to the unpacked image (docs/garbage-collection.md of containerd).
         if let Some(chain) = parent {
             let label = format!("containerd.io/gc.ref.snapshot.{}", args.snapshotter);
-            self.node.label_blob(self.image.config.digest, Labels::from([(label, chain.to_string())])).await?;
+            self.node.label_blob(self.config.digest, Labels::from([(label, chain.to_string())])).await?;
         }
-        let target = descriptor(&self.set.media_type, self.set.digest, self.set.bytes.len() as u64);
+        let target = descriptor(&self.set.top.media_type, self.set.top.digest, self.set.top.bytes.len() as u64);
         self.node.name_image(&args.reference.to_string(), target).await?;
         Ok(layers)
     }
@@ -108,28 +151,28 @@ impl Pull<'_> {
     /// Puts manifests and config into the content store, with the labels by which garbage collection knows what
     /// belongs together; returns the config's diff IDs.
     async fn content(&self) -> Result<Vec<Digest>> {
-        let config = self.image.config.clone();
+        let config = self.config.clone();
         let config_bytes = self.repository.blob(config.digest, config.size).read_all(CONFIG_LIMIT).await?;
         let parsed: serde_json::Value = serde_json::from_slice(&config_bytes)
-            .with_context(|| format!("{}: config {}", self.name, config.digest))?;
+            .with_context(|| format!("{}: config {}", self.reference, config.digest))?;
         let diff_ids: Vec<Digest> = serde_json::from_value(parsed["rootfs"]["diff_ids"].clone())
-            .with_context(|| format!("{}: config {}: rootfs.diff_ids", self.name, config.digest))?;
-        if diff_ids.len() != self.image.layers.len() {
-            bail!("{}: {} layers but {} diff IDs", self.name, self.image.layers.len(), diff_ids.len());
+            .with_context(|| format!("{}: config {}: rootfs.diff_ids", self.reference, config.digest))?;
+        if diff_ids.len() != self.layers.len() {
+            bail!("{}: {} layers but {} diff IDs", self.reference, self.layers.len(), diff_ids.len());
         }
         self.write(config.digest, config_bytes, self.labels()).await?;
 
         let mut labels = self.labels();
         labels.insert("containerd.io/gc.ref.content.config".into(), config.digest.to_string());
-        for (i, layer) in self.image.layers.iter().enumerate() {
+        for (i, layer) in self.layers.iter().enumerate() {
             labels.insert(format!("containerd.io/gc.ref.content.l.{i}"), layer.digest.to_string());
         }
-        self.write(self.image.digest, self.image.bytes.clone(), labels).await?;
+        self.write(self.image.digest, self.image.source.bytes.clone(), labels).await?;
 
-        if self.set.digest != self.image.digest {
+        if self.set.top.digest != self.image.digest {
             let mut labels = self.labels();
             labels.insert("containerd.io/gc.ref.content.m.0".into(), self.image.digest.to_string());
-            self.write(self.set.digest, self.set.bytes.clone(), labels).await?;
+            self.write(self.set.top.digest, self.set.top.bytes.clone(), labels).await?;
         }
         Ok(diff_ids)
     }
@@ -147,7 +190,7 @@ impl Pull<'_> {
 
     /// Brings one layer; `true` if the snapshotter has it without a download.
     async fn layer(&self, number: usize, chain: Digest, parent: Option<Digest>, diff_id: Digest) -> Result<bool> {
-        let layer = &self.image.layers[number];
+        let layer = &self.layers[number];
         let key = format!("extract-{}-{} {chain}", node::nanoseconds(), std::process::id());
         let mounts = match self.node.prepare(&key, chain, parent, self.snapshot_labels(number, chain)).await? {
             Prepared::Exists => return Ok(true),
@@ -158,12 +201,13 @@ impl Pull<'_> {
             let blob = self.repository.blob(layer.digest, layer.size).read(0..layer.size).await?;
             self.node.write_blob(layer.digest, layer.size, self.labels(), blob).await?;
             task.done(&format!("{}  downloaded {}", &layer.digest.hex()[..12], human(layer.size)));
-            let applied =
-                self.node.apply(descriptor(&layer.media_type, layer.digest, layer.size), mounts).await?;
+            let applied = self.node.apply(descriptor(&layer.media_type, layer.digest, layer.size), mounts).await?;
             if applied != diff_id.to_string() {
                 bail!("layer {}: it unpacks to {applied}, but the config says {diff_id}", layer.digest);
             }
-            self.node.commit(&key, chain, Labels::from([("containerd.io/snapshot.ref".into(), chain.to_string())])).await
+            self.node
+                .commit(&key, chain, Labels::from([("containerd.io/snapshot.ref".into(), chain.to_string())]))
+                .await
         };
         if let Err(error) = unpacked.await {
             if let Err(second) = self.node.abandon(&key).await {
@@ -177,17 +221,12 @@ impl Pull<'_> {
     /// The labels of a layer's snapshot: those that containerd's CRI plugin sets when snapshot annotations are on
     /// (pkg/snapshotters/annotations.go), and the layer's own annotations.
     fn snapshot_labels(&self, number: usize, chain: Digest) -> Labels {
-        let layer = &self.image.layers[number];
-        let above: Vec<_> = self.image.layers[number..].iter().map(|l| l.digest.to_string()).collect();
-        let mut labels: Labels = layer
-            .annotations
-            .iter()
-            .filter(|(key, _)| key.starts_with(INHERITED))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
+        let layer = &self.layers[number];
+        let above: Vec<_> = self.layers[number..].iter().map(|l| l.digest.to_string()).collect();
+        let mut labels = layer.labels.clone();
         labels.extend([
             ("containerd.io/snapshot.ref".to_owned(), chain.to_string()),
-            ("containerd.io/snapshot/cri.image-ref".to_owned(), self.name.to_string()),
+            ("containerd.io/snapshot/cri.image-ref".to_owned(), self.reference.to_string()),
             ("containerd.io/snapshot/cri.manifest-digest".to_owned(), self.image.digest.to_string()),
             ("containerd.io/snapshot/cri.layer-digest".to_owned(), layer.digest.to_string()),
             ("containerd.io/snapshot/cri.image-layers".to_owned(), bounded(&above)),

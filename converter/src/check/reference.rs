@@ -209,11 +209,10 @@ impl Layer {
         if kind == EntryType::Link {
             let target = entry.link_name_bytes().context("a hard link without target")?.into_owned();
             let target = self.resolve(&target)?;
-            let number = *self
-                .paths
-                .names
-                .get(&target)
-                .with_context(|| format!("links to {:?}, which this layer lacks", String::from_utf8_lossy(&target)))?;
+            let number =
+                *self.paths.names.get(&target).with_context(|| {
+                    format!("links to {:?}, which this layer lacks", String::from_utf8_lossy(&target))
+                })?;
             self.paths.remove(&path);
             self.paths.names.insert(path.clone(), number);
             self.whiteouts.remove(&path);
