@@ -1,6 +1,9 @@
 //! The configuration file and what the command line changes of it.
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use clipper_device::DeviceOptions;
+use clipper_mount::MountOptions;
+use clipper_registry::ClientOptions;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -51,18 +54,78 @@ pub struct Config {
     pub background_fill: bool,
     /// How registries are spoken to.
     pub registry: RegistryConfig,
+    /// How data is fetched.
+    pub fetch: FetchConfig,
+}
+
+/// How data is fetched, over all images of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FetchConfig {
+    /// Most requests at a time on behalf of readers.
+    pub connections: usize,
+    /// Most requests at a time for the background, over and above.
+    pub background_connections: usize,
+    /// Bytes per second that the background may take of the link; without it, whatever readers leave.
+    pub background_rate: Option<u64>,
+    /// MiB of memory for data on its way.
+    pub memory_mib: u64,
+    /// MiB that are fetched ahead of a sequential reader; 0 for none.
+    pub read_ahead_mib: u64,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        let devices = DeviceOptions::default();
+        Self {
+            connections: devices.foreground_connections,
+            background_connections: devices.background_connections,
+            background_rate: devices.fill_rate,
+            memory_mib: devices.memory >> 20,
+            read_ahead_mib: devices.read_ahead >> 20,
+        }
+    }
+}
+
+impl FetchConfig {
+    /// In the words of the device room.
+    pub fn device_options(&self) -> DeviceOptions {
+        DeviceOptions {
+            foreground_connections: self.connections,
+            background_connections: self.background_connections,
+            fill_rate: self.background_rate,
+            memory: self.memory_mib << 20,
+            read_ahead: self.read_ahead_mib << 20,
+            ..DeviceOptions::default()
+        }
+    }
 }
 
 /// How registries are spoken to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistryConfig {
     /// Whether registries other than those on loopback, which always are, are spoken to over plain HTTP.
     pub plain_http: bool,
     /// Directory of containerd's `HOST/hosts.toml` files, such as /etc/containerd/certs.d.
     pub hosts_dir: Option<PathBuf>,
-    /// Docker's config.json with credentials.
+    /// Docker's config.json with credentials; without it, that of the daemon's user.
     pub docker_config: Option<PathBuf>,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        let ClientOptions { plain_http, hosts_dir, docker_config, .. } = ClientOptions::default();
+        Self { plain_http, hosts_dir, docker_config }
+    }
+}
+
+impl RegistryConfig {
+    /// In the words of the registry room.
+    pub fn client_options(&self) -> ClientOptions {
+        let Self { plain_http, hosts_dir, docker_config } = self.clone();
+        ClientOptions { plain_http, hosts_dir, docker_config, ..ClientOptions::default() }
+    }
 }
 
 impl Default for Config {
@@ -74,6 +137,7 @@ impl Default for Config {
             containerd_address: "/run/containerd/containerd.sock".into(),
             background_fill: true,
             registry: RegistryConfig::default(),
+            fetch: FetchConfig::default(),
         }
     }
 }
@@ -97,6 +161,11 @@ impl Config {
         Ok(config)
     }
 
+    /// How images are mounted.
+    pub fn mount_options(&self) -> MountOptions {
+        MountOptions { background_fill: self.background_fill, ..MountOptions::default() }
+    }
+
     fn parse(text: &str) -> Result<Self> {
         Ok(toml::from_str(text)?)
     }
@@ -106,6 +175,13 @@ impl Config {
         let separator = |path: &Path| path.to_str().is_none_or(|text| text.contains([',', ':', '\\', '"']));
         if separator(&self.root) {
             bail!("root {:?} must be UTF-8 without commas, colons, quotes and backslashes", self.root);
+        }
+        let FetchConfig { connections, background_connections, memory_mib, read_ahead_mib, .. } = self.fetch;
+        if connections == 0 || background_connections == 0 {
+            bail!("fetch.connections and fetch.background_connections must be at least 1");
+        }
+        if !(4..=65536).contains(&memory_mib) || read_ahead_mib > 65536 {
+            bail!("fetch.memory_mib must be 4 to 65536, and fetch.read_ahead_mib at most 65536");
         }
         Ok(())
     }

@@ -301,9 +301,31 @@ mod tests {
     #[test]
     fn malformed_filters_are_refused() {
         for filter in [
-            "==", "name=", "name=x", "name==", "name==x y", "name==x,", ",", ".name", "name.", "name==/x/", "name~=(",
-            r#"name=="x"#, r#"name=="\q""#, r#"name=="\x4""#, r#"name=="\777""#, r#"name=="\xff""#, "name==\u{0}",
-            "näme", "name ,kind", "name==x ", r"name~=/^a\.b/", r#"name=="\x+1""#, r#"name=="\ud800""#, r#"name=="\xé""#, "name===x",
+            "==",
+            "name=",
+            "name=x",
+            "name==",
+            "name==x y",
+            "name==x,",
+            ",",
+            ".name",
+            "name.",
+            "name==/x/",
+            "name~=(",
+            r#"name=="x"#,
+            r#"name=="\q""#,
+            r#"name=="\x4""#,
+            r#"name=="\777""#,
+            r#"name=="\xff""#,
+            "name==\u{0}",
+            "näme",
+            "name ,kind",
+            "name==x ",
+            r"name~=/^a\.b/",
+            r#"name=="\x+1""#,
+            r#"name=="\ud800""#,
+            r#"name=="\xé""#,
+            "name===x",
         ] {
             assert!(Filters::parse(&[filter]).is_err(), "{filter}");
         }

@@ -1,15 +1,16 @@
 //! The lifecycle of snapshots: what containerd's `snapshots.Snapshotter` promises, over records and directories.
 use crate::{
+    chain::{self, Lower},
     directories::{Directories, Owner},
     error::{Error, Result},
     filters::Filters,
     overlay::{self, OverlayOptions},
     records::{NewRecord, Record, Records},
-    snapshot::{Info, Kind, Labels, Mount, Timestamp, Usage},
+    remote::{Remote, repository_of},
+    snapshot::{Info, Kind, LABEL_SNAPSHOT_REF, Labels, Mount, Timestamp, Usage},
+    wanted::{Wanted, snapshot_name},
 };
 use std::{
-    fs,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -34,18 +35,19 @@ pub struct Lifecycle {
     records: Records,
     directories: Directories,
     overlay: OverlayOptions,
+    remote: Remote,
 }
 
 impl Lifecycle {
-    /// Opens or makes the snapshots below `root`, and deletes what an earlier life left half done.
-    pub fn open(root: &Path) -> Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(Error::io("create", root))?;
-        let lifecycle = Self {
+    /// Opens or makes the snapshots below `root`, which exists, and deletes what an earlier life left half done.
+    pub async fn open(root: &Path, remote: Remote) -> Result<Arc<Self>> {
+        let lifecycle = Arc::new(Self {
             records: Records::open(&root.join("records.redb"))?,
             directories: Directories::open(root.join("snapshots"))?,
             overlay: OverlayOptions::detect(),
-        };
-        lifecycle.sweep()?;
+            remote,
+        });
+        lifecycle.cleanup().await?;
         Ok(lifecycle)
     }
 
@@ -64,6 +66,12 @@ impl Lifecycle {
             let text = format!("parent {:?} is not a committed snapshot", new.parent.unwrap_or_default());
             return Err(Error::InvalidArgument(text));
         }
+        if let Some(chain) = new.labels.get(LABEL_SNAPSHOT_REF)
+            && new.kind == Kind::Active
+            && self.adopt(&new, chain, parents.first()).await?
+        {
+            return Err(Error::AlreadyExists(chain.clone()));
+        }
         let lowers = self.lowers(&parents).await?;
         let NewSnapshot { kind, key, parent, labels, .. } = new;
         let lower = lowers.first().cloned();
@@ -78,6 +86,53 @@ impl Lifecycle {
             })
             .await?;
         Ok(self.mount_list(&record, &lowers))
+    }
+
+    /// Whether the layer with chain ID `chain` that containerd wants to unpack into `new` is there already or can be
+    /// mounted instead, in which case it is there from now on.
+    async fn adopt(self: &Arc<Self>, new: &NewSnapshot, chain: &str, parent: Option<&Record>) -> Result<bool> {
+        let name = snapshot_name(chain, new.parent.as_deref());
+        let wanted = Wanted::from_labels(&new.labels);
+        let found = name.clone();
+        if let Some(record) = self.blocking(move |this| this.records.find(&found)).await? {
+            let same = record.remote.is_some() && record.parent == new.parent;
+            if same && let Some(image) = wanted.and_then(|wanted| wanted.image) {
+                let repository = repository_of(&image).to_string();
+                self.blocking(move |this| this.add_repository(&name, repository)).await?;
+            }
+            return Ok(same);
+        }
+        let Some(wanted) = wanted else { return Ok(false) };
+        let Some(adopted) = self.remote.adopt(&wanted, parent, new.namespace.as_deref()).await else {
+            return Ok(false);
+        };
+        let NewSnapshot { parent, labels, .. } = new.clone();
+        let remote = Some(adopted.layer.clone());
+        let record = NewRecord { kind: Kind::Committed, parent, labels, remote };
+        let inserted = self
+            .blocking(move |this| {
+                let change = this.records.change()?;
+                change.insert(&name, record)?;
+                change.commit()
+            })
+            .await;
+        match inserted {
+            // Somebody else pulled the same layer meanwhile.
+            Ok(()) | Err(Error::AlreadyExists(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Remembers another repository that the remote layer `name` was pulled from.
+    fn add_repository(&self, name: &str, repository: String) -> Result<()> {
+        let change = self.records.change()?;
+        let mut record = change.get(name)?;
+        match &mut record.remote {
+            Some(remote) if !remote.repositories.contains(&repository) => remote.repositories.push(repository),
+            _ => return Ok(()),
+        }
+        change.replace(name, &record)?;
+        change.commit()
     }
 
     /// How to mount the active snapshot or view `key`; what it lies on is brought back if it is gone.
@@ -109,17 +164,22 @@ impl Lifecycle {
 
     /// Removes `name` and frees what it took.
     pub async fn remove(self: &Arc<Self>, name: String) -> Result<()> {
-        self.blocking(move |this| {
-            let change = this.records.change()?;
-            let record = change.remove(&name)?;
-            change.commit()?;
-            // The snapshot is gone whatever comes of its directory; the next sweep finds that.
-            if let Err(error) = this.directories.remove(record.id) {
-                tracing::warn!(%error, snapshot = name, "a removed snapshot's directory stays until the next cleanup");
-            }
-            Ok(())
-        })
-        .await
+        let record = self
+            .blocking(move |this| {
+                let change = this.records.change()?;
+                let record = change.remove(&name)?;
+                change.commit()?;
+                // The snapshot is gone whatever comes of its directory; the next cleanup finds that.
+                if let Err(error) = this.directories.remove(record.id) {
+                    tracing::warn!(%error, snapshot = name, "a removed snapshot's directory stays for now");
+                }
+                Ok(record)
+            })
+            .await?;
+        if record.remote.is_some() {
+            self.collect().await?;
+        }
+        Ok(())
     }
 
     /// What is known of `name`.
@@ -165,35 +225,51 @@ impl Lifecycle {
         .await
     }
 
-    /// Local resources that `name` takes without its parents.
+    /// Local resources that `name` takes without its parents: of a remote layer, what is cached.
     pub async fn usage(self: &Arc<Self>, name: String) -> Result<Usage> {
-        self.blocking(move |this| {
-            let record = this.records.get(&name)?;
-            match record.kind {
-                Kind::Active => this.directories.usage(record.id),
-                Kind::View | Kind::Committed => Ok(record.usage),
-            }
-        })
-        .await
+        let record = self.blocking(move |this| this.records.get(&name)).await?;
+        match (&record.remote, record.kind) {
+            (Some(layer), _) => Ok(Usage { size: self.remote.cached(layer).await, inodes: 0 }),
+            (None, Kind::Active) => self.blocking(move |this| this.directories.usage(record.id)).await,
+            (None, Kind::View | Kind::Committed) => Ok(record.usage),
+        }
     }
 
     /// Deletes what no snapshot owns.
     pub async fn cleanup(self: &Arc<Self>) -> Result<()> {
-        self.blocking(|this| this.sweep()).await
+        self.blocking(|this| {
+            // Holding a change keeps snapshots from being made while orphans are told from others.
+            let change = this.records.change()?;
+            let known = change.all()?.into_iter().map(|(_, record)| record.id).collect();
+            this.directories.set_orphans_aside(&known)?;
+            drop(change);
+            this.directories.empty_trash()
+        })
+        .await?;
+        self.collect().await
     }
 
-    fn sweep(&self) -> Result<()> {
-        // Holding a change keeps snapshots from being made while orphans are told from others.
-        let change = self.records.change()?;
-        let known = change.all()?.into_iter().map(|(_, record)| record.id).collect();
-        self.directories.set_orphans_aside(&known)?;
-        drop(change);
-        self.directories.empty_trash()
+    /// Frees what remote layers took that have no record any more.
+    async fn collect(self: &Arc<Self>) -> Result<()> {
+        let layers = async || {
+            let records = self.blocking(|this| this.records.all()).await?;
+            Ok(records.into_iter().filter_map(|(_, record)| record.remote).collect())
+        };
+        self.remote.collect(layers).await
     }
 
-    /// The directories that a snapshot over `parents` lies on, topmost first.
+    /// The directories that a snapshot over `parents` lies on, topmost first. Trees are mounted if they aren't.
     async fn lowers(&self, parents: &[Record]) -> Result<Vec<PathBuf>> {
-        Ok(parents.iter().map(|parent| self.directories.upper(parent.id)).collect())
+        let mut paths = Vec::new();
+        // From the bottom up: a tree above directories is made with a look at them.
+        for lower in chain::lowers(parents).into_iter().rev() {
+            let path = match lower {
+                Lower::Directory(id) => self.directories.upper(id),
+                Lower::Tree(run) => self.remote.mount(&run, &paths).await?,
+            };
+            paths.insert(0, path);
+        }
+        Ok(paths)
     }
 
     fn mount_list(&self, record: &Record, lowers: &[PathBuf]) -> Vec<Mount> {

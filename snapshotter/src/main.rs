@@ -1,5 +1,7 @@
 //! `clipper-snapshotter`: Clipper's proxy plugin for containerd. This file wires its rooms together.
+mod chain;
 mod config;
+mod containerd;
 mod directories;
 mod error;
 mod filters;
@@ -7,15 +9,24 @@ mod lifecycle;
 mod overlay;
 mod proto;
 mod records;
+mod remote;
 mod server;
 mod service;
 mod snapshot;
+mod trees;
+mod wanted;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use clipper_mount::{Store, StoreOptions};
+use clipper_registry::Client;
 use config::{Arguments, Config};
+use containerd::ContentStore;
 use lifecycle::Lifecycle;
-use std::sync::Arc;
+use remote::Remote;
+use service::Service;
+use std::os::unix::fs::DirBuilderExt;
+use tokio::runtime::Handle;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> Result<()> {
@@ -34,7 +45,15 @@ fn main() -> Result<()> {
 
 async fn run(config: Config) -> Result<()> {
     let socket = server::Socket::bind(&config.address).await?;
-    let lifecycle = Arc::new(Lifecycle::open(&config.root)?);
-    tracing::info!(address = %config.address.display(), root = %config.root.display(), "serving");
-    socket.serve(service::Service::new(lifecycle)).await
+    let root = &config.root;
+    let make = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root);
+    make.with_context(|| format!("create {}", root.display()))?;
+    let client = Client::new(config.registry.client_options()).context("set up the registry client")?;
+    let options = StoreOptions { root: root.clone(), client: client.clone(), devices: config.fetch.device_options() };
+    let store = Store::open(options, Handle::current()).context("open the store of cached data")?;
+    let containerd = ContentStore::new(config.containerd_address.clone());
+    let remote = Remote::open(root, client, store, containerd, config.mount_options())?;
+    let lifecycle = Lifecycle::open(root, remote).await?;
+    tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
+    socket.serve(Service::new(lifecycle)).await
 }

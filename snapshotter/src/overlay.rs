@@ -14,10 +14,7 @@ pub struct OverlayOptions {
 impl OverlayOptions {
     /// What this kernel and this process need.
     pub fn detect() -> Self {
-        Self {
-            index_off: Path::new("/sys/module/overlay/parameters/index").exists(),
-            user_xattr: in_user_namespace(),
-        }
+        Self { index_off: Path::new("/sys/module/overlay/parameters/index").exists(), user_xattr: in_user_namespace() }
     }
 }
 

@@ -56,6 +56,8 @@ pub struct RemoteLayer {
     pub layer: Digest,
     /// Chain ID of this layer and those below it.
     pub chain: Digest,
+    /// Names the merged tree of this layer and the remote layers directly below it.
+    pub tree: Digest,
     /// Image references whose repositories hold both blobs; alternatives.
     pub repositories: Vec<String>,
 }
@@ -175,8 +177,7 @@ impl Change {
         counters.insert(LAST_ID, id).map_err(Error::database)?;
         let now = Timestamp::now();
         let NewRecord { kind, parent, labels, remote } = new;
-        let record =
-            Record { id, kind, parent, labels, created: now, updated: now, usage: Usage::default(), remote };
+        let record = Record { id, kind, parent, labels, created: now, updated: now, usage: Usage::default(), remote };
         store(&mut snapshots, name, &record)?;
         drop(snapshots);
         self.link(name, &record)?;
@@ -291,8 +292,7 @@ fn store(table: &mut Snapshots<'_>, name: &str, record: &Record) -> Result<()> {
 }
 
 fn decode(name: &str, value: &[u8]) -> Result<Record> {
-    serde_json::from_slice(value)
-        .map_err(|error| Error::CorruptRecord { name: name.into(), reason: error.to_string() })
+    serde_json::from_slice(value).map_err(|error| Error::CorruptRecord { name: name.into(), reason: error.to_string() })
 }
 
 #[cfg(test)]
@@ -368,9 +368,8 @@ mod tests {
         let (_dir, records) = records();
         change(&records, |c| c.insert("a", new(Kind::Active, None))).unwrap();
         change(&records, |c| c.insert("v", new(Kind::View, None))).unwrap();
-        let commit = |key: &str, name: &str| {
-            change(&records, |c| c.commit_active(key, name, Labels::new(), Usage::default()))
-        };
+        let commit =
+            |key: &str, name: &str| change(&records, |c| c.commit_active(key, name, Labels::new(), Usage::default()));
         assert!(matches!(commit("a", "v"), Err(Error::AlreadyExists(_))));
         assert!(matches!(commit("v", "n"), Err(Error::FailedPrecondition(_))));
         assert!(matches!(commit("gone", "n"), Err(Error::NotFound(_))));

@@ -1,7 +1,5 @@
 //! The Unix socket on which containerd speaks to the service.
-use crate::{
-    proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer, service::Service,
-};
+use crate::{proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer, service::Service};
 use anyhow::{Context, Result, bail};
 use std::{
     fs,

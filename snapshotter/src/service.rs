@@ -95,10 +95,8 @@ impl Snapshots for Service {
         let filters = Filters::parse(&request.into_inner().filters)
             .map_err(|error| status(Error::InvalidArgument(error.to_string())))?;
         let infos = answer("list", "", self.lifecycle.list(filters).await)?;
-        let batches = stream::iter(infos)
-            .map(info_message)
-            .chunks(BATCH)
-            .map(|info| Ok(api::ListSnapshotsResponse { info }));
+        let batches =
+            stream::iter(infos).map(info_message).chunks(BATCH).map(|info| Ok(api::ListSnapshotsResponse { info }));
         Ok(Response::new(batches.boxed()))
     }
 
