@@ -6,6 +6,7 @@ pub mod containerd;
 pub mod cri;
 pub mod daemon;
 pub mod layout;
+pub mod link;
 pub mod proxy;
 pub mod registry;
 pub mod scratch;

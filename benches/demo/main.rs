@@ -1,0 +1,2 @@
+//! `convert-speed`: placeholder
+fn main() {}

@@ -1,1 +1,0 @@
-//! The cold-start bench and the microbenchmarks share nothing yet.

@@ -1,0 +1,60 @@
+//! benches/RESULTS.md: one page, a section for each bench, rewritten by the bench itself.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clipper_tests::daemon::{run, workspace};
+
+/// The directory of the results.
+pub fn directory() -> PathBuf {
+    workspace().join("benches")
+}
+
+/// Puts a section in place of the one of the same name, or at the end.
+pub fn write_section(name: &str, body: &str) -> Result<()> {
+    let path = directory().join("RESULTS.md");
+    let page = fs::read_to_string(&path)
+        .unwrap_or_else(|_| "# Results\n\nWritten by the benches themselves: `make bench`.\n".into());
+    Ok(fs::write(path, replaced(&page, name, body))?)
+}
+
+fn replaced(page: &str, name: &str, body: &str) -> String {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
+    let section = format!("{begin}{}\n{end}", body.trim_end());
+    match page.split_once(&begin) {
+        Some((before, rest)) => {
+            let after = rest.split_once(&end).map_or("", |(_, after)| after);
+            format!("{before}{section}{after}")
+        }
+        None => format!("{}\n\n{section}", page.trim_end()),
+    }
+}
+
+/// The machine and the day, for the head of a section.
+pub fn circumstances() -> String {
+    let cores = std::thread::available_parallelism().map(|cores| cores.get()).unwrap_or(1);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = processor.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown processor");
+    let day = run(std::process::Command::new("date").arg("+%F")).unwrap_or_default();
+    format!(
+        "{}, {cores} cores ({}), Linux {}.",
+        day.trim(),
+        processor.trim_start_matches([' ', '\t', ':']),
+        kernel.trim()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_replaced_in_place() {
+        let page = replaced("# R\n", "a", "one");
+        let page = replaced(&page, "b", "two");
+        let page = replaced(&page, "a", "three");
+        assert_eq!(page, "# R\n\n<!-- a -->\nthree\n<!-- end of a -->\n\n<!-- b -->\ntwo\n<!-- end of b -->\n");
+    }
+}
