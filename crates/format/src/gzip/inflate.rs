@@ -313,7 +313,11 @@ impl Inflate {
     ) -> Result<Stop, Fault> {
         let (mut bit, mut at) = (input.bit, output.at);
         while output.at < limit {
+            self.fast(input, output, limit, matches)?;
             (bit, at) = (input.bit, output.at);
+            if at == limit {
+                break;
+            }
             match self.symbol(input, output, matches)? {
                 Symbol::Decoded => {}
                 Symbol::Starved => return Ok(Stop::Starved),
@@ -321,6 +325,141 @@ impl Inflate {
             }
         }
         Ok(if output.at > limit { Stop::Full { bit, at } } else { Stop::Full { bit: input.bit, at: output.at } })
+    }
+
+    /// Decodes symbols as long as whole words of input can be loaded and the symbols surely end at or before `limit`.
+    /// Leaves the rest, and the end of the block, to [`Self::symbol`].
+    fn fast(
+        &self,
+        input: &mut Input<'_>,
+        output: &mut Output<'_>,
+        limit: usize,
+        matches: &mut impl Matches,
+    ) -> Result<(), Fault> {
+        let Tables { litlen, dist, .. } = &*self.tables;
+        let source = input.bytes;
+        let bytes = &mut *output.bytes;
+        let floor = output.floor;
+        let mut at = output.at;
+        // `word` holds the next bits, `have` of them counted; those above are right too, but loaded again.
+        let mut next = input.bit >> 3;
+        let mut word = 0u64;
+        let mut have = 0u32;
+        macro_rules! refill {
+            () => {
+                let Some(chunk) = source.get(next..).and_then(|rest| rest.first_chunk()) else { break };
+                word |= u64::from_le_bytes(*chunk) << have;
+                next += (63 - have as usize) >> 3;
+                have |= 56;
+            };
+        }
+        macro_rules! consume {
+            ($count:expr) => {
+                word >>= $count & 63;
+                have -= $count;
+            };
+        }
+        let fault = 'decode: {
+            let Some(chunk) = source.get(next..).and_then(|rest| rest.first_chunk()) else { return Ok(()) };
+            word |= u64::from_le_bytes(*chunk);
+            next += 7;
+            have |= 56;
+            consume!((input.bit & 7) as u32);
+            loop {
+                refill!();
+                if at + 3 > limit {
+                    break;
+                }
+                let mut entry = litlen[word as usize & ((1 << LITLEN_BITS) - 1)];
+                if entry & LITERAL != 0 {
+                    consume!(entry & 0xff);
+                    bytes[at] = (entry >> 16) as u8;
+                    at += 1;
+                    entry = litlen[word as usize & ((1 << LITLEN_BITS) - 1)];
+                    if entry & LITERAL != 0 {
+                        consume!(entry & 0xff);
+                        bytes[at] = (entry >> 16) as u8;
+                        at += 1;
+                        entry = litlen[word as usize & ((1 << LITLEN_BITS) - 1)];
+                        if entry & LITERAL != 0 {
+                            consume!(entry & 0xff);
+                            bytes[at] = (entry >> 16) as u8;
+                            at += 1;
+                            continue;
+                        }
+                    }
+                    refill!();
+                }
+                // Where the symbol starts, to leave it to the slow decoder.
+                let have_before = have;
+                if entry & EXCEPTIONAL != 0 {
+                    if entry & SUBTABLE == 0 {
+                        break;
+                    }
+                    consume!(LITLEN_BITS);
+                    entry = litlen[subtable_index(entry, word) & (LITLEN_SIZE - 1)];
+                    if entry & LITERAL != 0 {
+                        consume!(entry & 0xff);
+                        bytes[at] = (entry >> 16) as u8;
+                        at += 1;
+                        continue;
+                    }
+                    if entry & EXCEPTIONAL != 0 {
+                        have = have_before;
+                        break;
+                    }
+                }
+                let length = base_plus_extra(entry, word);
+                consume!(entry & 0xff);
+                let mut entry = dist[word as usize & ((1 << DIST_BITS) - 1)];
+                if entry & EXCEPTIONAL != 0 {
+                    if entry & SUBTABLE != 0 {
+                        consume!(DIST_BITS);
+                        entry = dist[subtable_index(entry, word) & (DIST_SIZE - 1)];
+                    }
+                    if entry & EXCEPTIONAL != 0 {
+                        have = have_before;
+                        break 'decode Some(Fault::DistCode);
+                    }
+                }
+                let distance = base_plus_extra(entry, word);
+                consume!(entry & 0xff);
+                let end = at + length;
+                if end > limit {
+                    have = have_before;
+                    break;
+                }
+                if distance > at - floor {
+                    have = have_before;
+                    break 'decode Some(Fault::TooFarBack);
+                }
+                let from = at - distance;
+                if distance >= 16 {
+                    let (mut from, mut to) = (from, at);
+                    loop {
+                        bytes.copy_within(from..from + 16, to);
+                        from += 16;
+                        to += 16;
+                        if to >= end {
+                            break;
+                        }
+                    }
+                } else if distance == 1 {
+                    let byte = bytes[from];
+                    bytes[at..end].fill(byte);
+                } else {
+                    for to in at..end {
+                        bytes[to] = bytes[to - distance];
+                    }
+                }
+                matches.matched(from, length.min(distance), end);
+                at = end;
+            }
+            None
+        };
+        input.bit = next * 8 - have as usize;
+        output.at = at;
+        fault.map_or(Ok(()), Err)
     }
 
     /// Reads the end of a block that isn't the last, if nothing else of the block is left.
