@@ -1,7 +1,7 @@
 //! Merging the trees of a chain of layers into the one tree that overlayfs would show of them.
 mod inherit;
 
-use crate::tree::{Content, Extent, ExtentSource, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree};
+use crate::tree::{BOTTOM_XATTR, Content, Extent, ExtentSource, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree};
 pub use inherit::Below;
 use std::collections::BTreeMap;
 
@@ -90,6 +90,8 @@ struct Upper {
     number: usize,
     device: u16,
     device_size: u64,
+    /// Whether this is the image's first layer.
+    is_bottom: bool,
     inodes: Vec<Inode>,
     /// Where each inode went; several names may lead to it.
     placed: Vec<Option<InodeId>>,
@@ -106,7 +108,8 @@ impl Union {
         // Counted in `merge_with`.
         let device = (number + 1) as u16;
         let placed = vec![None; layer.inodes.len()];
-        let mut upper = Upper { number, device, device_size, inodes: layer.inodes, placed };
+        let is_bottom = number == 0 && !self.keep_whiteouts;
+        let mut upper = Upper { number, device, device_size, is_bottom, inodes: layer.inodes, placed };
         let (mut root, entries) = upper.take_directory(ROOT)?;
         // overlayfs never looks for the mark on its layers' roots.
         root.xattrs.remove(OPAQUE_XATTR);
@@ -199,13 +202,14 @@ impl Upper {
             return Err(broken);
         }
         let mut inode = std::mem::replace(inode, Inode::empty_directory());
-        match &mut inode.content {
-            Content::Directory(entries) => {
-                let entries = std::mem::take(entries);
-                Ok((inode, entries))
+        let Content::Directory(entries) = &mut inode.content else { return Err(broken) };
+        let mut entries = std::mem::take(entries);
+        if let Some(gone) = inode.xattrs.remove(BOTTOM_XATTR).filter(|_| self.is_bottom) {
+            for name in gone.split(|b| *b == b'/') {
+                entries.remove(name);
             }
-            _ => Err(broken),
         }
+        Ok((inode, entries))
     }
 
     /// Takes anything else out, with its extents on the layer's device in the union.

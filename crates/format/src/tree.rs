@@ -15,6 +15,10 @@ pub const INHERITS_ALL: &[u8] = b"";
 /// layer's own, and extended attributes that it doesn't set come from below (containerd leaves them in place).
 pub const INHERITS_XATTRS: &[u8] = b"xattrs";
 
+/// Xattr of a directory, in a layer's own tree only: names in it, joined by `/`, that aren't there if the layer is an
+/// image's first, because containerd unpacks that one by other rules (see `tar::bottom`). A merge removes it.
+pub const BOTTOM_XATTR: &[u8] = b"trusted.clipper.bottom";
+
 /// Number of an inode within its [`Tree`].
 pub type InodeId = usize;
 

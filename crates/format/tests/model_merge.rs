@@ -73,7 +73,7 @@ proptest! {
 
     #[test]
     fn merged_layers_show_what_the_model_shows(layers in strategy::layers(5, 12), piece in 1..5000usize) {
-        let (disks, applied): (Vec<Disk>, Vec<_>) = layers.iter().map(|layer| Disk::unpack(layer)).unzip();
+        let (disks, applied): (Vec<Disk>, Vec<_>) = layers.iter().enumerate().map(|(number, layer)| Disk::unpack(number, layer)).unzip();
         let archives: Vec<Vec<u8>> = applied.iter().map(|layer| tarball::archive(layer)).collect();
         let trees = archives.iter().map(|archive| walk(archive, piece)).collect();
         let merged = merge(trees, false).unwrap();
@@ -84,9 +84,9 @@ proptest! {
     #[test]
     fn a_run_with_whiteouts_kept_hides_the_same_above_any_layers(
         layers in strategy::layers(6, 10),
-        cut in 0..6usize,
+        cut in 1..6usize,
     ) {
-        let applied: Vec<_> = layers.iter().map(|layer| Disk::unpack(layer).1).collect();
+        let applied: Vec<_> = layers.iter().enumerate().map(|(number, layer)| Disk::unpack(number, layer).1).collect();
         let archives: Vec<Vec<u8>> = applied.iter().map(|layer| tarball::archive(layer)).collect();
         let trees: Vec<Tree> = archives.iter().map(|archive| walk(archive, 4096)).collect();
         let (lower, upper) = trees.split_at(cut.min(trees.len()));

@@ -25,9 +25,21 @@ pub(super) fn resolve(layers: &mut [Tree], below: &mut dyn FnMut(&[u8]) -> Below
         let Some(tree) = rest.first_mut() else { break };
         let broken = |inode| MergeError::NotATree { layer: number, inode };
         let mut seen = vec![false; tree.inodes.len()];
-        // A directory, its path, and the group that a new directory in its parent gets, if the parent was implicit.
-        let mut todo: Vec<(InodeId, Vec<u8>, Option<u32>)> = vec![(ROOT, b"/".to_vec(), None)];
-        while let Some((id, path, group)) = todo.pop() {
+        let mut path = Vec::new();
+        let mut todo = vec![Step::Enter { id: ROOT, name: Vec::new(), group: None }];
+        while let Some(step) = todo.pop() {
+            let (id, name, group) = match step {
+                Step::Enter { id, name, group } => (id, name, group),
+                Step::Leave { path_len } => {
+                    path.truncate(path_len);
+                    continue;
+                }
+            };
+            todo.push(Step::Leave { path_len: path.len() });
+            if id != ROOT {
+                path.push(b'/');
+                path.extend(&name);
+            }
             let inode = tree.inodes.get_mut(id).ok_or(broken(id))?;
             if std::mem::replace(&mut seen[id], true) {
                 return Err(broken(id));
@@ -45,13 +57,25 @@ pub(super) fn resolve(layers: &mut [Tree], below: &mut dyn FnMut(&[u8]) -> Below
             for (name, &child) in tree.entries(id).into_iter().flatten() {
                 let inode = tree.inodes.get(child).ok_or(broken(child))?;
                 if matches!(inode.content, Content::Directory(_)) {
-                    let slash = if id == ROOT { &b""[..] } else { b"/" };
-                    todo.push((child, [&path, slash, name].concat(), inherited_group));
+                    todo.push(Step::Enter { id: child, name: name.clone(), group: inherited_group });
                 }
             }
         }
     }
     Ok(())
+}
+
+/// A walk through all directories with one path buffer, however deep and wide they are.
+enum Step {
+    Enter {
+        id: InodeId,
+        name: Vec<u8>,
+        /// What a new directory gets from its setgid parent, if that was implicit.
+        group: Option<u32>,
+    },
+    Leave {
+        path_len: usize,
+    },
 }
 
 fn look_below(lower: &[Tree], path: &[u8], below: &mut dyn FnMut(&[u8]) -> Below) -> Option<Inode> {
@@ -70,7 +94,7 @@ fn look_below(lower: &[Tree], path: &[u8], below: &mut dyn FnMut(&[u8]) -> Below
             }
         }
     }
-    match below(path) {
+    match below(if path.is_empty() { b"/" } else { path }) {
         Below::Directory(inode) => Some(attributes(&inode)),
         Below::Nothing | Below::Other => None,
     }

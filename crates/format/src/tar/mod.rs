@@ -5,8 +5,8 @@
 //! Where they fail (a file next to its own whiteout, old GNU sparse files, directories replaced by files) the walker
 //! does what Docker and OCI's layer specification make of it.
 //!
-//! Differences that are left: an opaque marker in an image's first layer makes containerd also remove directories
-//! that were made before it only as parents of other entries; and new files don't inherit default ACLs.
+//! One difference is left: new files don't inherit the default ACLs of their directories.
+mod bottom;
 mod error;
 mod header;
 mod limits;

@@ -11,18 +11,21 @@ const LINKS_MAX: usize = 255;
 /// Linux's bound on links followed in one lookup.
 const KERNEL_LINKS_MAX: usize = 40;
 
+/// Lookups for one path, beyond which a layer is up to no good: links to links in ever longer paths.
+const STEPS_MAX: usize = 1 << 16;
+
 /// Resolves `path` within `tree` as within a root directory: every symlink on the way, the last one too, is followed
 /// and none leads out. What doesn't exist stays as it is. The result starts with `/` and is clean.
 pub(crate) fn root_path(tree: &Tree, path: &[u8]) -> Result<Vec<u8>, Problem> {
     if path.is_empty() {
         return Ok(b"/".to_vec());
     }
+    let mut walk = Walk { tree, links: 0, steps: 0 };
     let mut path = path.to_vec();
-    let mut links = 0;
     loop {
-        let before = links;
-        let walked = walk_links(tree, &path, &mut links)?;
-        if links == before {
+        let before = walk.links;
+        let walked = walk.links(&path)?;
+        if walk.links == before {
             let cleaned = join(b"/", &walked);
             if cleaned == walked {
                 return Ok(cleaned);
@@ -34,38 +37,75 @@ pub(crate) fn root_path(tree: &Tree, path: &[u8]) -> Result<Vec<u8>, Problem> {
     }
 }
 
-/// One pass over `path`: the links met are replaced by their targets, but what those lead to is left for the next pass.
-fn walk_links(tree: &Tree, path: &[u8], links: &mut usize) -> Result<Vec<u8>, Problem> {
-    let absolute = path.first() == Some(&b'/');
-    let mut components = path.split(|b| *b == b'/').filter(|name| !name.is_empty());
-    let mut walked = if absolute {
-        b"/".to_vec()
-    } else {
-        match components.next() {
-            Some(first) => walk_link(tree, first, links)?.0,
-            None => return Ok(b"/".to_vec()),
-        }
-    };
-    for name in components {
-        let (target, is_link) = walk_link(tree, &join(&walked, name), links)?;
-        walked = if !is_link || target.first() == Some(&b'/') { target } else { join(&walked, &target) };
-    }
-    Ok(walked)
+struct Walk<'a> {
+    tree: &'a Tree,
+    links: usize,
+    steps: usize,
 }
 
-/// If `path` is a symlink, its target as it stands; otherwise `path`, cleaned and absolute.
-fn walk_link(tree: &Tree, path: &[u8], links: &mut usize) -> Result<(Vec<u8>, bool), Problem> {
-    if *links > LINKS_MAX {
-        return Err(Problem::TooManyLinks);
-    }
-    let path = join(b"/", path);
-    let Some(id) = lstat(tree, &path)? else { return Ok((path, false)) };
-    match &tree.inode(id).content {
-        Content::Symlink(target) => {
-            *links += 1;
-            Ok((target.clone(), true))
+impl Walk<'_> {
+    /// One pass over `path`: the links met are replaced by their targets; what those lead to is left for the next pass.
+    fn links(&mut self, path: &[u8]) -> Result<Vec<u8>, Problem> {
+        if let Some(path) = self.straight(path)? {
+            return Ok(path);
         }
-        _ => Ok((path, false)),
+        let absolute = path.first() == Some(&b'/');
+        let mut components = path.split(|b| *b == b'/').filter(|name| !name.is_empty());
+        let mut walked = if absolute {
+            b"/".to_vec()
+        } else {
+            match components.next() {
+                Some(first) => self.link(first)?.0,
+                None => return Ok(b"/".to_vec()),
+            }
+        };
+        for name in components {
+            let (target, is_link) = self.link(&join(&walked, name))?;
+            walked = if !is_link || target.first() == Some(&b'/') { target } else { join(&walked, &target) };
+        }
+        Ok(walked)
+    }
+
+    /// The common case in one go: a path without links or inner `..`. `None` if this isn't one.
+    fn straight(&self, path: &[u8]) -> Result<Option<Vec<u8>>, Problem> {
+        let cleaned = join(b"/", path);
+        let inner_parents = components(path).skip_while(|name| *name == b"..").any(|name| name == b"..");
+        if inner_parents || cleaned.len() > PATH_MAX {
+            return Ok(None);
+        }
+        let mut at = Some(ROOT);
+        for name in components(&cleaned) {
+            if name.len() > NAME_MAX {
+                return Err(Problem::Name("a part of its path is longer than 255 bytes"));
+            }
+            let Some(dir) = at else { continue };
+            let Some(entries) = self.tree.entries(dir) else { return Err(Problem::NotADirectory(cleaned.clone())) };
+            let inode = entries.get(name).and_then(|id| Some((*id, self.tree.inodes.get(*id)?)));
+            at = match inode {
+                Some((_, inode)) if matches!(inode.content, Content::Symlink(_)) => return Ok(None),
+                Some((_, inode)) if inode.is_whiteout() => None,
+                Some((id, _)) => Some(id),
+                None => None,
+            };
+        }
+        Ok(Some(cleaned))
+    }
+
+    /// If `path` is a symlink, its target as it stands; otherwise `path`, cleaned and absolute.
+    fn link(&mut self, path: &[u8]) -> Result<(Vec<u8>, bool), Problem> {
+        let path = join(b"/", path);
+        self.steps += components(&path).count() + 1;
+        if self.links > LINKS_MAX || self.steps > STEPS_MAX {
+            return Err(Problem::TooManyLinks);
+        }
+        let Some(id) = lstat(self.tree, &path)? else { return Ok((path, false)) };
+        match &self.tree.inode(id).content {
+            Content::Symlink(target) => {
+                self.links += 1;
+                Ok((target.clone(), true))
+            }
+            _ => Ok((path, false)),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! Entries applied to a layer's own tree, as containerd's `archive.Apply` does for an overlayfs upper directory.
+use super::bottom::Bottom;
 use super::error::{Dropped, Problem, Warning};
 use super::header::kind;
 use super::limits::Limits;
@@ -45,6 +46,7 @@ pub(crate) struct Unpacker {
     directories: Vec<(Box<[u8]>, Time)>,
     /// The last parent resolved: as it was written, where it is. Forgotten when anything is removed.
     parent: Option<(Vec<u8>, Place)>,
+    bottom: Bottom,
 }
 
 /// A directory of the tree and its path, which starts with `/`.
@@ -56,7 +58,15 @@ struct Place {
 
 impl Unpacker {
     pub fn new(limits: Limits) -> Self {
-        Self { tree: Tree::empty(), limits, memory: 0, warnings: Vec::new(), directories: Vec::new(), parent: None }
+        Self {
+            tree: Tree::empty(),
+            limits,
+            memory: 0,
+            warnings: Vec::new(),
+            directories: Vec::new(),
+            parent: None,
+            bottom: Bottom::default(),
+        }
     }
 
     pub fn warnings(&self) -> &[Warning] {
@@ -77,6 +87,7 @@ impl Unpacker {
                 set_mtime(&mut self.tree.inodes[id], mtime);
             }
         }
+        std::mem::take(&mut self.bottom).store(&mut self.tree);
         self.tree.compact();
         self.tree
     }
@@ -111,6 +122,8 @@ impl Unpacker {
         let dir = place.id;
         if base == WHITEOUT_OPAQUE {
             self.tree.inodes[dir].xattrs.insert(OPAQUE_XATTR.to_vec(), b"y".to_vec());
+            self.bottom.opaque(&self.tree, dir)?;
+            self.parent = None;
             return Ok(None);
         }
         if let Some(hidden) = base.strip_prefix(WHITEOUT_PREFIX) {
@@ -126,6 +139,7 @@ impl Unpacker {
             self.add(dir, hidden, whiteout)?;
             return Ok(None);
         }
+        self.bottom.revive(&self.tree, dir, base);
         let existing = self.child(dir, base).filter(|id| {
             entry.kind == kind::DIRECTORY && matches!(self.tree.inode(*id).content, Content::Directory(_))
         });
@@ -194,6 +208,7 @@ impl Unpacker {
             if name.len() > NAME_MAX {
                 return Err(Problem::Name("a part of its path is longer than 255 bytes"));
             }
+            self.bottom.revive(&self.tree, id, name);
             let existing = self.child(id, name);
             id = match existing.map(|child| (child, self.tree.inode(child))) {
                 Some((child, inode)) if matches!(inode.content, Content::Directory(_)) => child,

@@ -1,6 +1,6 @@
 //! The model: layers unpacked onto maps from paths to inodes, and the maps looked at as overlayfs does.
 use super::{Entry, Kind, Meta, Path, Shown, View, What, joined};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One layer's upper directory. Paths that are not in `names` don't exist; the root always does.
 #[derive(Clone, Debug, Default)]
@@ -10,6 +10,11 @@ pub struct Disk {
     /// Directory entries as they came, for the times.
     directories: Vec<(Path, (i64, u32))>,
     root_mtime: Option<(i64, u32)>,
+    /// An image's first layer, where an opaque marker removes directories that are only parents.
+    first: bool,
+    /// All paths that were ever entries of their own, and those that were and are gone.
+    unpacked: BTreeSet<Path>,
+    removed: BTreeSet<Path>,
 }
 
 #[derive(Clone, Debug)]
@@ -29,9 +34,10 @@ pub struct Refused;
 const WHITEOUT: Kind = Kind::CharDevice(0, 0);
 
 impl Disk {
-    /// Unpacks the entries; those that can't be are left out of what is returned.
-    pub fn unpack(entries: &[Entry]) -> (Self, Vec<Entry>) {
-        let mut disk = Self::default();
+    /// Unpacks the entries as the image's `number`th layer, from 0; those that can't be are left out of what is
+    /// returned.
+    pub fn unpack(number: usize, entries: &[Entry]) -> (Self, Vec<Entry>) {
+        let mut disk = Self { first: number == 0, ..Self::default() };
         let mut applied = Vec::new();
         for entry in entries {
             let mut next = disk.clone();
@@ -93,6 +99,10 @@ impl Disk {
     fn make_parents(&mut self, path: &[Vec<u8>]) -> Result<(), Refused> {
         for depth in 1..=path.len() {
             let path = &path[..depth];
+            if self.removed.contains(path) && self.node(path).is_none() {
+                // It would come back without what its entry said of it. Nobody can want that.
+                return Err(Refused);
+            }
             match self.node(path) {
                 Some(node) if node.kind == Kind::Directory => {}
                 Some(node) if node.kind != WHITEOUT => return Err(Refused),
@@ -128,10 +138,34 @@ impl Disk {
         self.names.retain(|name, _| !name.starts_with(path));
     }
 
+    /// What an opaque marker does in an image's first layer.
+    fn remove_mere_parents(&mut self, dir: &[Vec<u8>]) -> Result<(), Refused> {
+        let below = |path: &&Path| path.len() > dir.len() && path.starts_with(dir);
+        let parents: Vec<Path> = self
+            .names
+            .keys()
+            .filter(below)
+            .filter(|path| self.node(path).is_some_and(|n| n.implicit))
+            .cloned()
+            .collect();
+        for path in parents {
+            if self.unpacked.contains(&path) {
+                // An entry once, a mere parent now: too fine a point.
+                return Err(Refused);
+            }
+            let inside = self.names.keys().filter(|name| name.starts_with(&path) && self.unpacked.contains(*name));
+            let inside: Vec<Path> = inside.cloned().collect();
+            self.removed.extend(inside);
+            self.remove(&path);
+        }
+        Ok(())
+    }
+
     fn apply(&mut self, entry: &Entry) -> Result<(), Refused> {
         let Some((name, parent)) = entry.path.split_last() else {
             match entry.what {
                 What::Directory => self.root_mtime = Some(bounded(entry.meta.mtime)),
+                What::Opaque if self.first => return self.remove_mere_parents(&Path::new()),
                 What::Opaque => {}
                 _ => return Err(Refused),
             }
@@ -144,7 +178,7 @@ impl Disk {
             if let Some(&inode) = self.names.get(&path) {
                 self.inodes[inode].opaque = true;
             }
-            return Ok(());
+            return if self.first { self.remove_mere_parents(&path) } else { Ok(()) };
         }
         path.push(name.clone());
         let kind = match &entry.what {
@@ -204,6 +238,7 @@ impl Disk {
                 node.meta.xattrs.insert(name.clone(), value.clone());
             }
         }
+        self.unpacked.insert(path);
         node.meta.perm = if matches!(node.kind, Kind::Symlink(_)) { 0o777 } else { entry.meta.perm };
         Ok(())
     }
@@ -244,7 +279,7 @@ impl Disk {
 
 /// Times that containerd can't set become 1970.
 fn bounded((seconds, nanos): (i64, u32)) -> (i64, u32) {
-    if seconds < 0 || seconds > 9_223_372_035 { (0, 0) } else { (seconds, nanos) }
+    if (0..9_223_372_036).contains(&seconds) { (seconds, nanos) } else { (0, 0) }
 }
 
 /// What overlayfs shows of `layers`, bottom first.
