@@ -26,13 +26,14 @@ impl Compression {
         Self::Gzip("gzip -6n".into())
     }
 
-    /// By name: `tar`, `zstd`, `gzip`, `pigz` (blocks flushed and joined), `bgzip` (a member every 64 KiB), `members`
+    /// By name: `tar`, `zstd`, `gzip`, `store` (gzip without compressing), `pigz` (blocks flushed and joined), `bgzip` (a member every 64 KiB), `members`
     /// (members of uneven sizes).
     pub fn by_name(name: &str) -> Result<Self> {
         Ok(match name {
             "tar" => Self::Tar,
             "gzip" => Self::gzip(),
             "pigz" => Self::Gzip("pigz -6nc -p2".into()),
+            "store" => Self::Gzip("pigz -0nc".into()),
             "bgzip" => Self::Gzip("bgzip -c".into()),
             "members" => Self::Gzip("split -b 777777 --filter='gzip -6n' -".into()),
             "zstd" => Self::Zstd("zstd -q -3 -c".into()),

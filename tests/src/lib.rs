@@ -3,6 +3,7 @@
 
 pub mod clipper;
 pub mod containerd;
+pub mod corpus;
 pub mod cri;
 pub mod daemon;
 pub mod layout;

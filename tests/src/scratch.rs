@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -24,7 +25,10 @@ impl Scratch {
     pub fn new(name: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static SWEEP: Once = Once::new();
-        SWEEP.call_once(sweep);
+        SWEEP.call_once(|| {
+            sweep();
+            watch();
+        });
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = Path::new(HOME).join(format!("{}-{number}-{name}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -63,6 +67,20 @@ fn sweep() {
         if !owner.is_some_and(|pid| test_kill_process(pid).is_ok()) {
             evict(&entry.path());
         }
+    }
+}
+
+/// Leaves somebody behind who deletes, at this process's end, what is never dropped because tests share it.
+fn watch() {
+    let script = r#"tail --pid="$1" -s 0.2 -f /dev/null; rm -rf --one-file-system "$2/$1"-*"#;
+    let started = Command::new("setsid")
+        .args(["sh", "-c", script, "watch", &std::process::id().to_string(), HOME])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    if let Err(error) = started {
+        eprintln!("nobody watches over {HOME}: {error}");
     }
 }
 

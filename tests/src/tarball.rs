@@ -171,6 +171,16 @@ impl<W: Write> TarWriter<W> {
         self.pad(size)
     }
 
+    /// Writes a global PAX header, as `git archive` does: of no consequence to any file.
+    pub fn global_header(&mut self, key: &str, value: &str) -> io::Result<()> {
+        let body = record(key.as_bytes(), value.as_bytes());
+        let mut header = Header::new(&Entry::file("pax_global_header", ""), b"pax_global_header", body.len() as u64);
+        header.0[156] = b'g';
+        self.out.write_all(header.sealed(false))?;
+        self.out.write_all(&body)?;
+        self.pad(body.len() as u64)
+    }
+
     /// Ends the tar with its two zero blocks.
     pub fn finish(mut self) -> io::Result<W> {
         self.out.write_all(&[0; 1024])?;
