@@ -1,0 +1,384 @@
+//! From a tree to its columns.
+//!
+//! The tree is walked depth first, names in ascending order: the order in which Docker, BuildKit and containerd write
+//! layers. So where a file's data begin in the tar can mostly be told from where the last file's ended.
+use super::columns::{Planes, put_column};
+use super::packed::PackError;
+use super::wire::{put_signed, put_varint};
+use crate::erofs::MAX_DEPTH;
+use crate::tree::{Content, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use std::collections::{BTreeMap, HashMap, btree_map};
+use std::hash::Hash;
+
+/// Most memory that a tree may take, bytes, by [`Room`]'s reckoning.
+const MEMORY_MAX: u64 = 1 << 30;
+/// Longest symlink target.
+pub const TARGET_MAX: usize = 4095;
+/// Unit of addresses in devices, bytes.
+const UNIT: u64 = 512;
+
+/// Extended attributes of an inode, by name.
+pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Numbers for values in the order in which they come up.
+struct Dictionary<T> {
+    numbers: HashMap<T, u64>,
+    values: Vec<T>,
+}
+
+impl<T> Default for Dictionary<T> {
+    fn default() -> Self {
+        Self { numbers: HashMap::new(), values: Vec::new() }
+    }
+}
+
+impl<T: Hash + Eq + Clone> Dictionary<T> {
+    fn number(&mut self, value: T) -> u64 {
+        let next = self.values.len() as u64;
+        *self.numbers.entry(value).or_insert_with_key(|value| {
+            self.values.push(value.clone());
+            next
+        })
+    }
+}
+
+/// Where the data of the next file should begin in its tar.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The device in which the last data were.
+    pub device: u16,
+    /// Unit in which they would go on.
+    end: u64,
+    /// Names since then: each has a header in the tar.
+    headers: u64,
+}
+
+impl Place {
+    /// Before all files.
+    pub const START: Self = Self { device: 1, end: 0, headers: 0 };
+
+    /// Takes note of a name.
+    pub fn pass_name(&mut self) {
+        self.headers += 1;
+    }
+
+    /// Takes note of data at `offset`; what to write so that [`offset`](Self::offset) finds it.
+    fn pass_data(&mut self, device: u16, offset: u64, len: u64) -> i64 {
+        let surprise = (offset / UNIT).wrapping_sub(self.guess()) as i64;
+        *self = Self { device, end: offset.saturating_add(len).div_ceil(UNIT), headers: 0 };
+        surprise
+    }
+
+    /// Takes note of data of `len` bytes that begin where `surprise` says; the offset, if it is a possible one.
+    pub fn offset(&mut self, device: u16, surprise: i64, len: u64) -> Option<u64> {
+        let offset = self.guess().wrapping_add(surprise as u64).checked_mul(UNIT)?;
+        self.pass_data(device, offset, len);
+        Some(offset)
+    }
+
+    fn guess(&self) -> u64 {
+        self.end.wrapping_add(self.headers)
+    }
+}
+
+/// Memory that is left for a tree, reckoned coarsely: it keeps hostile bytes from becoming a tree that is out of all
+/// proportion to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Room(u64);
+
+impl Room {
+    /// Bytes that a name, an extent or an xattr takes besides its text.
+    const PART: u64 = 64;
+    /// Parts that an inode counts for.
+    pub const INODE: u64 = 4;
+    /// Most inodes that there is room for.
+    pub const INODES: u64 = MEMORY_MAX / (Self::INODE * Self::PART);
+
+    /// All of it.
+    pub const fn all() -> Self {
+        Self(MEMORY_MAX)
+    }
+
+    /// Takes room for so many parts and their text of `bytes` bytes.
+    pub fn take(&mut self, parts: u64, bytes: usize) -> Result<(), &'static str> {
+        let left = self.0.checked_sub(parts * Self::PART + bytes as u64);
+        self.0 = left.ok_or("the tree would take more than 1 GiB of memory")?;
+        Ok(())
+    }
+
+    /// Takes room for xattrs.
+    pub fn take_xattrs(&mut self, xattrs: &Xattrs) -> Result<(), &'static str> {
+        xattrs.iter().try_for_each(|(name, value)| self.take(1, name.len() + value.len()))
+    }
+}
+
+/// The columns in the making.
+#[derive(Default)]
+struct Columns<'t> {
+    modes: Dictionary<u16>,
+    owners: Dictionary<(u32, u32)>,
+    times: Dictionary<(i64, u32)>,
+    xattrs: Dictionary<&'t Xattrs>,
+    names: Vec<u8>,
+    counts: Vec<u8>,
+    kinds: Vec<u8>,
+    links: Vec<u8>,
+    inode_owners: Vec<u8>,
+    inode_times: Vec<u8>,
+    inode_xattrs: Vec<u8>,
+    targets: Vec<u8>,
+    device_numbers: Vec<u8>,
+    shapes: Vec<u8>,
+    parts: Vec<u8>,
+    positions: Vec<u8>,
+    inline: Vec<u8>,
+    sizes: Planes,
+}
+
+/// A tree being walked.
+struct Packer<'t> {
+    tree: &'t Tree,
+    numbers: Vec<Option<u64>>,
+    inodes: u64,
+    place: Place,
+    room: Room,
+    columns: Columns<'t>,
+}
+
+/// A directory whose entries are being walked.
+struct Open<'t> {
+    name: &'t [u8],
+    entries: btree_map::Iter<'t, Vec<u8>, InodeId>,
+}
+
+impl<'t> Open<'t> {
+    fn new(tree: &'t Tree, name: &'t [u8], id: InodeId) -> Self {
+        static NONE: BTreeMap<Vec<u8>, InodeId> = BTreeMap::new();
+        Self { name, entries: tree.entries(id).unwrap_or(&NONE).iter() }
+    }
+}
+
+/// Packs a tree.
+pub fn pack(tree: &Tree) -> Result<Vec<u8>, PackError> {
+    let numbers = vec![None; tree.inodes.len()];
+    let mut packer =
+        Packer { tree, numbers, inodes: 0, place: Place::START, room: Room::all(), columns: Columns::default() };
+    packer.walk()?;
+    Ok(packer.finish())
+}
+
+impl<'t> Packer<'t> {
+    fn walk(&mut self) -> Result<(), PackError> {
+        let tree = self.tree;
+        let root = tree.inodes.first().filter(|_| tree.entries(ROOT).is_some());
+        let root = root.ok_or_else(|| at(&[], b"", "not a directory"))?;
+        self.numbers[ROOT] = Some(0);
+        self.inode(root).map_err(|what| at(&[], b"", what))?;
+        let mut open = vec![Open::new(tree, b"", ROOT)];
+        while let Some(last) = open.last_mut() {
+            let Some((name, id)) = last.entries.next() else {
+                open.pop();
+                continue;
+            };
+            if self.entry(name, *id, open.len()).map_err(|what| at(&open, name, what))? {
+                open.push(Open::new(tree, name, *id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a name; whether it is that of a directory to be walked now.
+    fn entry(&mut self, name: &[u8], id: InodeId, depth: usize) -> Result<bool, &'static str> {
+        must_be_name(name)?;
+        self.room.take(1, name.len())?;
+        self.columns.names.extend_from_slice(name);
+        self.columns.names.push(0);
+        self.place.pass_name();
+        let inode = self.tree.inodes.get(id).ok_or("a name that leads to no inode")?;
+        let is_directory = matches!(inode.content, Content::Directory(_));
+        if let Some(number) = self.numbers[id] {
+            if is_directory {
+                return Err("a directory with two names");
+            }
+            put_varint(&mut self.columns.kinds, 0);
+            put_varint(&mut self.columns.links, self.inodes - number);
+            return Ok(false);
+        }
+        if is_directory && depth > MAX_DEPTH {
+            return Err("directories are nested too deep");
+        }
+        self.numbers[id] = Some(self.inodes);
+        self.inode(inode)?;
+        Ok(is_directory)
+    }
+
+    fn inode(&mut self, inode: &'t Inode) -> Result<(), &'static str> {
+        self.inodes += 1;
+        self.room.take(Room::INODE, 0)?;
+        self.room.take_xattrs(&inode.xattrs)?;
+        if inode.mtime_nsec >= 1_000_000_000 {
+            return Err("nanoseconds of more than a second");
+        }
+        let columns = &mut self.columns;
+        let mode = columns.modes.number(kind(&inode.content) << 12 | inode.perm & 0o7777);
+        put_varint(&mut columns.kinds, mode + 1);
+        put_varint(&mut columns.inode_owners, columns.owners.number((inode.uid, inode.gid)));
+        put_varint(&mut columns.inode_times, columns.times.number((inode.mtime, inode.mtime_nsec)));
+        let xattrs = if inode.xattrs.is_empty() { 0 } else { columns.xattrs.number(&inode.xattrs) + 1 };
+        put_varint(&mut columns.inode_xattrs, xattrs);
+        match &inode.content {
+            Content::Directory(entries) => put_varint(&mut columns.counts, entries.len() as u64),
+            Content::File(file) => self.file(file)?,
+            Content::Symlink(target) => {
+                must_be_target(target)?;
+                self.room.take(0, target.len())?;
+                columns.targets.extend_from_slice(target);
+                columns.targets.push(0);
+            }
+            Content::CharDevice(number) | Content::BlockDevice(number) => {
+                put_varint(&mut columns.device_numbers, number.major.into());
+                put_varint(&mut columns.device_numbers, number.minor.into());
+            }
+            Content::Fifo | Content::Socket => {}
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, file: &FileData) -> Result<(), &'static str> {
+        check_extents(file, &self.tree.device_sizes)?;
+        let columns = &mut self.columns;
+        columns.sizes.push(file.size);
+        if file.size == 0 {
+            return Ok(());
+        }
+        self.room.take(file.extents.len() as u64, 0)?;
+        if let [extent] = file.extents.as_slice()
+            && let ExtentSource::Device { device, offset } = extent.source
+            && device == self.place.device
+            && extent.len == file.size
+        {
+            put_varint(&mut columns.shapes, 0);
+            put_signed(&mut columns.positions, self.place.pass_data(device, offset, extent.len));
+            return Ok(());
+        }
+        put_varint(&mut columns.shapes, file.extents.len() as u64 + 1);
+        let mut end = 0;
+        for extent in &file.extents {
+            put_varint(&mut columns.parts, extent.file_offset - end);
+            put_varint(&mut columns.parts, extent.len);
+            end = extent.file_offset + extent.len;
+            match &extent.source {
+                ExtentSource::Device { device, offset } => {
+                    put_varint(&mut columns.parts, (*device).into());
+                    put_signed(&mut columns.positions, self.place.pass_data(*device, *offset, extent.len));
+                }
+                ExtentSource::Inline(bytes) => {
+                    self.room.take(0, bytes.len())?;
+                    put_varint(&mut columns.parts, 0);
+                    columns.inline.extend_from_slice(bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_varint(&mut out, self.inodes);
+        put_varint(&mut out, self.tree.device_sizes.len() as u64);
+        self.tree.device_sizes.iter().for_each(|size| put_varint(&mut out, *size));
+        let c = self.columns;
+        let [mut modes, mut owners, mut times, mut xattrs] = <[Vec<u8>; 4]>::default();
+        c.modes.values.iter().for_each(|mode| put_varint(&mut modes, (*mode).into()));
+        for (uid, gid) in &c.owners.values {
+            put_varint(&mut owners, (*uid).into());
+            put_varint(&mut owners, (*gid).into());
+        }
+        let mut last = 0;
+        for (seconds, nanoseconds) in &c.times.values {
+            put_signed(&mut times, seconds.wrapping_sub(last));
+            put_varint(&mut times, (*nanoseconds).into());
+            last = *seconds;
+        }
+        for set in &c.xattrs.values {
+            put_varint(&mut xattrs, set.len() as u64);
+            for bytes in set.iter().flat_map(|(name, value)| [name, value]) {
+                put_varint(&mut xattrs, bytes.len() as u64);
+                xattrs.extend_from_slice(bytes);
+            }
+        }
+        let dictionaries = [&modes, &owners, &times, &xattrs];
+        let names = [&c.names, &c.counts, &c.kinds, &c.links];
+        let inodes = [&c.inode_owners, &c.inode_times, &c.inode_xattrs, &c.targets, &c.device_numbers];
+        let files = [&c.shapes, &c.parts, &c.positions, &c.inline];
+        let columns = dictionaries.into_iter().chain(names).chain(inodes).chain(files);
+        columns.for_each(|column| put_column(&mut out, column));
+        c.sizes.put(&mut out);
+        out
+    }
+}
+
+/// The number of a type, which stands above the permission bits: the one that `st_mode` has.
+fn kind(content: &Content) -> u16 {
+    match content {
+        Content::Fifo => 1,
+        Content::CharDevice(_) => 2,
+        Content::Directory(_) => 4,
+        Content::BlockDevice(_) => 6,
+        Content::File(_) => 8,
+        Content::Symlink(_) => 10,
+        Content::Socket => 12,
+    }
+}
+
+/// Checks a file name.
+pub fn must_be_name(name: &[u8]) -> Result<(), &'static str> {
+    let bad = name.is_empty() || name.len() > 255 || matches!(name, b"." | b"..");
+    if bad || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+        return Err("a name that no file can have");
+    }
+    Ok(())
+}
+
+/// Checks a symlink's target.
+pub fn must_be_target(target: &[u8]) -> Result<(), &'static str> {
+    if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
+        return Err("a symlink's target that no link can have");
+    }
+    Ok(())
+}
+
+/// Checks a file's extents.
+pub fn check_extents(file: &FileData, device_sizes: &[u64]) -> Result<(), &'static str> {
+    let mut position = 0;
+    for extent in &file.extents {
+        let end = extent.file_offset.checked_add(extent.len).filter(|end| *end <= file.size);
+        let end = end.ok_or("an extent beyond the end of its file")?;
+        if extent.len == 0 || extent.file_offset < position {
+            return Err("extents that are empty, overlap or are out of order");
+        }
+        position = end;
+        match &extent.source {
+            ExtentSource::Device { device, offset } => {
+                let size = device.checked_sub(1).and_then(|n| device_sizes.get(usize::from(n)));
+                if size.is_none_or(|size| offset.checked_add(extent.len).is_none_or(|end| end > *size)) {
+                    return Err("an extent outside its device");
+                }
+                if offset % UNIT != 0 {
+                    return Err("an extent that isn't on a 512-byte boundary of its device");
+                }
+            }
+            ExtentSource::Inline(bytes) if bytes.len() as u64 != extent.len => {
+                return Err("an extent of another length than its bytes");
+            }
+            ExtentSource::Inline(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn at(open: &[Open<'_>], name: &[u8], problem: &'static str) -> PackError {
+    let names = open.iter().skip(1).map(|open| open.name).chain([name]);
+    let path = names.map(|name| format!("/{}", String::from_utf8_lossy(name))).collect();
+    PackError::File { path, problem }
+}

@@ -1,0 +1,234 @@
+//! Trees, span tables and whole indexes through the index blob and back.
+use clipper_format::Digest;
+use clipper_format::index::{BlobRef, Index, IndexError, LayerIndex, PackError, PackedTree};
+use clipper_format::span::{Span, SpanTable, Start};
+use clipper_format::tree::{Content, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+mod erofs_trees;
+use erofs_trees::any_tree;
+
+/// The same tree with inodes numbered in the order of a depth-first walk and without those that have no name.
+fn renumbered(tree: &Tree) -> Tree {
+    fn visit(tree: &Tree, id: InodeId, order: &mut Vec<InodeId>) {
+        if !order.contains(&id) {
+            order.push(id);
+            tree.entries(id).into_iter().flat_map(BTreeMap::values).for_each(|child| visit(tree, *child, order));
+        }
+    }
+    let mut order = Vec::new();
+    visit(tree, ROOT, &mut order);
+    let number = |id: &InodeId| order.iter().position(|other| other == id).unwrap();
+    let renumber = |id: &InodeId| {
+        let mut inode = tree.inode(*id).clone();
+        if let Content::Directory(entries) = &mut inode.content {
+            entries.values_mut().for_each(|id| *id = number(id));
+        }
+        inode
+    };
+    Tree { inodes: order.iter().map(renumber).collect(), device_sizes: tree.device_sizes.clone() }
+}
+
+/// A layer with a tree of its own over the device that its spans make up.
+fn any_layer() -> impl Strategy<Value = LayerIndex> {
+    let start = prop_oneof![
+        Just(Start::Stored),
+        Just(Start::GzipMember),
+        (0..8u8, 0..258u16, 0..64u32).prop_map(|(bit, skip, checkpoint)| Start::Gzip { bit, skip, checkpoint }),
+    ];
+    let span = (1..=16u32, 0..50_000u32, 0..3u64, start, any::<[u8; 32]>());
+    let group = (0..500u64, 0..500u64).prop_map(|(start, len)| start..start + len);
+    let groups = prop::collection::vec(group, 4..6);
+    let spans = prop::collection::vec(span, 0..40);
+    (any_tree(), spans, 0..4096u32, groups, any::<[u8; 32]>()).prop_map(|(mut tree, parts, cut, groups, digest)| {
+        let mut spans: Vec<Span> = Vec::new();
+        let mut source = 0u64;
+        let count = parts.len();
+        for (n, (blocks, source_len, overlap, start, blake3)) in parts.into_iter().enumerate() {
+            let device_offset = spans.last().map_or(0, |span| span.device_range().end);
+            let device_len = blocks * 4096 - if n + 1 == count { cut } else { 0 };
+            let source_offset = spans.last().map_or(0, |s| source.saturating_sub(overlap).max(s.source_offset));
+            source = source_offset + u64::from(source_len);
+            spans.push(Span { device_offset, device_len, source_offset, source_len, start, blake3 });
+        }
+        let source_size = spans.iter().map(|span| span.source_range().end).max().unwrap_or_default();
+        let spans = SpanTable::new(spans, source_size).unwrap();
+        // The tree of a layer has one device; what the random tree's files have there doesn't matter here.
+        tree.inodes.iter_mut().for_each(|inode| {
+            if let Content::File(file) = &mut inode.content {
+                file.extents.clear();
+            }
+        });
+        tree.device_sizes = vec![spans.device_size()];
+        LayerIndex {
+            digest: Digest::from_bytes(digest),
+            diff_id: Digest::of(&digest),
+            source_size,
+            tree: PackedTree::pack(&tree).unwrap(),
+            spans,
+            checkpoint_groups: groups,
+        }
+    })
+}
+
+fn any_index() -> impl Strategy<Value = Index> {
+    prop::collection::vec(any_layer(), 0..4).prop_map(|layers| {
+        let checkpoints = Some(BlobRef { digest: Digest::of(b"checkpoints"), size: 1000 });
+        Index { span_size: 1 << 20, checkpoints, layers }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_trees_survive(tree in any_tree()) {
+        let packed = PackedTree::pack(&tree).unwrap();
+        let unpacked = packed.unpack().unwrap();
+        prop_assert_eq!(packed.inode_count(), unpacked.inodes.len() as u64);
+        prop_assert_eq!(&unpacked, &renumbered(&tree));
+        prop_assert_eq!(PackedTree::pack(&unpacked).unwrap(), packed);
+    }
+
+    #[test]
+    fn random_indexes_survive(index in any_index()) {
+        let blob = index.encode().unwrap();
+        let decoded = Index::decode(&blob).unwrap();
+        prop_assert_eq!(&decoded, &index);
+        prop_assert_eq!(decoded.encode().unwrap(), blob);
+    }
+
+    #[test]
+    fn damage_is_an_error_or_an_index_that_holds_together(
+        index in any_index(),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 1..=255u8), 1..8),
+    ) {
+        let mut blob = index.encode().unwrap();
+        for (at, flip) in flips {
+            let at = at.index(blob.len());
+            blob[at] ^= flip;
+        }
+        if let Ok(index) = Index::decode(&blob) {
+            prop_assert!(index.encode().is_ok());
+            prop_assert!(index.layers.iter().all(|layer| layer.tree.unpack().is_ok()));
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..300), whole in any::<bool>()) {
+        if whole {
+            bytes.splice(0..0, *b"clipidx\0\x01\0");
+        }
+        let _ = Index::decode(&bytes);
+    }
+}
+
+fn directory(entries: &[(&str, InodeId)]) -> Inode {
+    let entries = entries.iter().map(|(name, id)| (name.as_bytes().to_vec(), *id)).collect();
+    Inode { content: Content::Directory(entries), ..Inode::empty_directory() }
+}
+
+fn file(size: u64, extents: Vec<Extent>) -> Inode {
+    Inode { content: Content::File(FileData { size, extents }), ..Inode::empty_directory() }
+}
+
+fn span(device_offset: u64, device_len: u32, start: Start) -> Span {
+    Span { device_offset, device_len, source_offset: 0, source_len: 10, start, blake3: [7; 32] }
+}
+
+fn layer(spans: Vec<Span>, groups: Vec<std::ops::Range<u64>>) -> LayerIndex {
+    LayerIndex {
+        digest: Digest::of(b"layer"),
+        diff_id: Digest::of(b"diff"),
+        source_size: 100,
+        tree: PackedTree::pack(&Tree { inodes: vec![directory(&[])], device_sizes: vec![] }).unwrap(),
+        spans: SpanTable::new(spans, 100).unwrap(),
+        checkpoint_groups: groups,
+    }
+}
+
+fn index(layer: LayerIndex) -> Index {
+    let checkpoints = Some(BlobRef { digest: Digest::of(b"checkpoints"), size: 50 });
+    Index { span_size: 1 << 16, checkpoints, layers: vec![layer] }
+}
+
+#[test]
+fn what_does_not_hold_together_is_neither_written_nor_read() {
+    let gzip = |bit, skip, checkpoint| Start::Gzip { bit, skip, checkpoint };
+    let one_group = || vec![0..50];
+    assert!(index(layer(vec![span(0, 4096, gzip(7, 257, 15))], one_group())).encode().is_ok());
+    let bad = [
+        layer(vec![span(0, 4096, gzip(8, 0, 0))], one_group()),
+        layer(vec![span(0, 4096, gzip(0, 258, 0))], one_group()),
+        layer(vec![span(0, 4096, gzip(0, 0, 16))], one_group()),
+        layer(vec![span(0, 4096, gzip(0, 0, 0))], vec![]),
+        layer(vec![span(0, 4096, gzip(0, 0, 0))], vec![0..51]),
+        layer(vec![span(0, (1 << 16) + 4096, Start::Stored)], vec![]),
+    ];
+    for layer in bad {
+        let tree = layer.tree.clone();
+        assert!(matches!(index(layer).encode(), Err(IndexError::Layer { .. })), "{tree:?}");
+    }
+    let other_device = Tree { inodes: vec![directory(&[])], device_sizes: vec![4097] };
+    let mut wrong = layer(vec![span(0, 4096, Start::Stored)], vec![]);
+    wrong.tree = PackedTree::pack(&other_device).unwrap();
+    assert!(matches!(index(wrong).encode(), Err(IndexError::Layer { .. })));
+    let short = LayerIndex { source_size: 9, ..layer(vec![span(0, 4096, Start::Stored)], vec![]) };
+    assert!(matches!(index(short).encode(), Err(IndexError::Spans { .. })));
+    let none = Index { checkpoints: None, ..index(layer(vec![span(0, 4096, gzip(0, 0, 0))], one_group())) };
+    assert!(matches!(none.encode(), Err(IndexError::Layer { .. })));
+}
+
+#[test]
+fn other_versions_prefixes_and_tails_are_refused() {
+    let blob = index(layer(vec![span(0, 4000, Start::Stored)], vec![])).encode().unwrap();
+    assert_eq!(Index::decode(b""), Err(IndexError::NotAnIndex));
+    assert_eq!(Index::decode(b"\x1f\x8b\x08 something else"), Err(IndexError::NotAnIndex));
+    let mut newer = blob.clone();
+    newer[8] = 2;
+    assert_eq!(Index::decode(&newer), Err(IndexError::Version(2)));
+    for len in 0..blob.len() {
+        assert!(Index::decode(&blob[..len]).is_err(), "{len}");
+    }
+    assert!(Index::decode(&[blob, vec![0]].concat()).is_err());
+}
+
+#[test]
+fn layers_are_found_by_digest() {
+    let index = index(layer(vec![], vec![]));
+    assert_eq!(index.layer(&Digest::of(b"layer")), Some(&index.layers[0]));
+    assert_eq!(index.layer(&Digest::of(b"diff")), None);
+}
+
+#[test]
+fn what_no_file_can_be_is_not_packed() {
+    let pack = |inodes| PackedTree::pack(&Tree { inodes, device_sizes: vec![4096] });
+    let problem = |inode| match pack(vec![directory(&[("d", 1)]), directory(&[("f", 2)]), inode]) {
+        Err(PackError::File { path, problem }) => {
+            assert_eq!(path, "/d/f");
+            problem
+        }
+        other => panic!("{other:?}"),
+    };
+    let on_device = |file_offset, len, offset| {
+        vec![Extent { file_offset, len, source: ExtentSource::Device { device: 1, offset } }]
+    };
+    assert!(problem(file(4096, on_device(0, 4096, 512))).contains("outside its device"));
+    assert!(problem(file(100, on_device(0, 100, 1))).contains("512-byte"));
+    assert!(problem(file(100, on_device(0, 101, 0))).contains("beyond the end"));
+    assert!(problem(file(100, on_device(0, 0, 0))).contains("empty"));
+    assert!(problem(Inode { mtime_nsec: 1_000_000_000, ..directory(&[]) }).contains("nanoseconds"));
+    assert!(problem(Inode { content: Content::Symlink(vec![]), ..directory(&[]) }).contains("symlink"));
+    assert!(pack(vec![]).is_err());
+    assert!(pack(vec![file(0, vec![])]).is_err());
+    for name in ["", ".", "..", "a/b", "a\0b", &"x".repeat(256)] {
+        assert!(pack(vec![directory(&[(name, 1)]), file(0, vec![])]).is_err(), "{name:?}");
+    }
+    assert!(pack(vec![directory(&[("a", 1), ("b", 1)]), directory(&[])]).is_err());
+    assert!(pack(vec![directory(&[("a", 1)]), directory(&[("b", 0)])]).is_err());
+    assert!(pack(vec![directory(&[("a", 9)])]).is_err());
+    let nested = |depth| (1..=depth).map(|n| directory(&[("d", n)])).chain([directory(&[])]).collect();
+    assert!(pack(nested(2048)).is_ok());
+    assert!(pack(nested(2049)).is_err());
+}
