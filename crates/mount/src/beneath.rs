@@ -73,11 +73,11 @@ fn xattrs(directory: &OwnedFd) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
     // Xattr calls refuse a descriptor that was opened for its path only.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(directory, c".", flags, Mode::empty())?;
-    let mut names = vec![0; rustix::fs::flistxattr(&directory, &mut [0u8; 0][..])?];
+    let mut names = vec![0; rustix::fs::flistxattr_query(&directory)?];
     let len = rustix::fs::flistxattr(&directory, &mut names[..])?;
     let mut xattrs = BTreeMap::new();
     for name in names.get(..len).unwrap_or_default().split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let mut value = vec![0; rustix::fs::fgetxattr(&directory, name, &mut [0u8; 0][..])?];
+        let mut value = vec![0; rustix::fs::fgetxattr_query(&directory, name)?];
         let len = rustix::fs::fgetxattr(&directory, name, &mut value[..])?;
         value.truncate(len);
         xattrs.insert(name.to_vec(), value);

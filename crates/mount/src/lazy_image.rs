@@ -180,8 +180,8 @@ impl LazyImage {
     /// As [`LazyImage::read`].
     pub async fn read_file(&self, nid: Nid, range: Range<u64>) -> Result<Vec<u8>, LazyError> {
         let file = self.inner.tree.inode(nid)?;
-        let end = range.end.min(file.size);
-        let len = usize::try_from(end.saturating_sub(range.start)).map_err(|_| LazyError::Outside { nid })?;
+        let range = range.start.min(file.size)..range.end.min(file.size);
+        let len = usize::try_from(range.end.saturating_sub(range.start)).map_err(|_| LazyError::Outside { nid })?;
         let mut buffer = vec![0; len];
         self.read(&file, range.start, &mut buffer).await?;
         Ok(buffer)

@@ -3,6 +3,7 @@
 mod faults;
 mod fidelity;
 mod fixture;
+mod handmade;
 mod life;
 mod overlay;
 mod reads;

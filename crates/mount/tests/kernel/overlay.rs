@@ -42,11 +42,12 @@ impl Drop for Overlay {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overlay_reads_through_copies_up_and_covers() {
     let content = noise(1, 500_000);
+    let a = Entry::file("dir/a", content.clone()).mode(0o640).owner(5, 6).xattr("user.x", b"kept");
     let entries = [
         Entry::dir("."),
         Entry::dir("dir"),
-        Entry::file("dir/a", content.clone()).mode(0o640).owner(5, 6).xattr("user.x", b"kept"),
-        Entry::hardlink("dir/b", "dir/a"),
+        a.clone(),
+        a.linked("dir/b"),
         Entry::file("dir/gone", "x"),
         Entry::dir("removed"),
         Entry::file("removed/x", "x"),

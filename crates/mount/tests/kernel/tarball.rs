@@ -48,8 +48,9 @@ impl Entry {
         Self::new(path.as_bytes(), Kind::Symlink(target.into()))
     }
 
-    pub fn hardlink(path: &str, target: &str) -> Self {
-        Self::new(path.as_bytes(), Kind::Hardlink(target.into()))
+    /// A further name of this entry, with a header that says the same of it: unpacking applies that of the link, too.
+    pub fn linked(&self, path: &str) -> Self {
+        Self { path: path.into(), kind: Kind::Hardlink(self.path.clone()), ..self.clone() }
     }
 
     pub fn mode(self, mode: u32) -> Self {
