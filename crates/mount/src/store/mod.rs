@@ -4,6 +4,7 @@ mod files;
 mod flight;
 mod indexes;
 mod lease;
+mod reclaim;
 mod trees;
 
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     store::{
         flight::Flights,
         indexes::IndexCache,
-        lease::{LeaseState, Leases},
+        lease::Leases,
         trees::{Place, TreeCache, TreeRecipe},
     },
 };
@@ -27,12 +28,12 @@ use clipper_format::{
 use clipper_registry::{Client, Reference, RegistryError, Repository};
 pub(crate) use lease::Lease;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::{runtime::Handle, task::spawn_blocking};
+use tokio::{runtime::Handle, task::spawn_blocking, time::sleep};
 
 /// What a store is opened with.
 pub struct StoreOptions {
@@ -267,60 +268,6 @@ impl Store {
         Mounted::mount(image, dir, options, self.runtime.clone()).await
     }
 
-    /// Bytes of the layer's device that are on disk; 0 for a layer that was never mounted.
-    ///
-    /// # Errors
-    /// If the local disk fails.
-    pub async fn usage(self: &Arc<Self>, layer: &LayerRef) -> Result<u64, StoreError> {
-        let (store, id) = (Arc::clone(self), layer.id());
-        let key = spawn_blocking(move || store.device_key(&mut store.leases.lock(), id)).await??;
-        Ok(key.map_or(0, |key| self.devices.usage(&key)))
-    }
-
-    /// Removes the devices, indexes and merged trees that neither the layers `in_use` nor any image of this process
-    /// needs, and tells how many bytes that freed.
-    ///
-    /// # Errors
-    /// If the local disk fails; what could be removed is gone then.
-    pub async fn retain(self: &Arc<Self>, in_use: &[LayerRef]) -> Result<u64, StoreError> {
-        let (store, in_use) = (Arc::clone(self), in_use.iter().map(LayerRef::id).collect());
-        spawn_blocking(move || store.retain_blocking(in_use)).await?
-    }
-
-    fn retain_blocking(&self, mut layers: HashSet<LayerId>) -> Result<u64, StoreError> {
-        // Nobody takes a lease meanwhile: an image is either counted here or finds things gone and makes them again.
-        let mut state = self.leases.lock();
-        layers.extend(state.layers());
-        let mut keys = HashSet::new();
-        for layer in &layers {
-            keys.extend(self.device_key(&mut state, *layer)?);
-        }
-        state.device_keys.retain(|layer, _| layers.contains(layer));
-        let mut freed = self.trees.retain(&layers)?;
-        for key in self.devices.list() {
-            if !keys.contains(&key) {
-                freed += self.devices.usage(&key);
-                self.devices.remove(&key).map_err(|source| StoreError::Device { layer: key, source })?;
-            }
-        }
-        freed += self.indexes.retain(&layers.iter().map(|layer| layer.index).collect())?;
-        Ok(freed)
-    }
-
-    /// The key of the layer's device, if its index is cached.
-    fn device_key(&self, state: &mut LeaseState, layer: LayerId) -> Result<Option<Digest>, StoreError> {
-        if let Some(key) = state.device_keys.get(&layer) {
-            return Ok(Some(*key));
-        }
-        let Some(index) = self.indexes.load(layer.index)? else { return Ok(None) };
-        // All of its layers at once: whoever asks for one asks for the others, too.
-        for described in &index.layers {
-            let id = LayerId { index: layer.index, layer: described.digest };
-            state.device_keys.insert(id, devices::key(described));
-        }
-        Ok(state.device_keys.get(&layer).copied())
-    }
-
     /// The indexes that describe `layers`, each read once.
     async fn indexes_of(self: &Arc<Self>, layers: &[LayerRef]) -> Result<Indexes, StoreError> {
         let mut indexes = HashMap::new();
@@ -355,7 +302,23 @@ impl Store {
     async fn cached_index(self: &Arc<Self>, digest: Digest) -> Result<Option<Arc<Index>>, StoreError> {
         let store = Arc::clone(self);
         let index = spawn_blocking(move || store.indexes.load(digest)).await??;
-        Ok(index.map(Arc::new))
+        self.forget_indexes_later();
+        Ok(index)
+    }
+
+    /// Sees to it that decoded indexes don't stay in memory once nobody has asked for them for a while.
+    fn forget_indexes_later(self: &Arc<Self>) {
+        if self.indexes.must_be_swept() {
+            let store = Arc::downgrade(self);
+            self.runtime.spawn(async move {
+                loop {
+                    sleep(indexes::MEMORY).await;
+                    if store.upgrade().is_none_or(|store| store.indexes.sweep()) {
+                        break;
+                    }
+                }
+            });
+        }
     }
 
     async fn fetch_index(
@@ -376,7 +339,9 @@ impl Store {
         };
         let bytes = repository.blob(digest, size).read_all(INDEX_MAX).await.map_err(failed)?;
         let store = Arc::clone(self);
-        Ok(Arc::new(spawn_blocking(move || store.indexes.store(digest, &bytes)).await??))
+        let index = spawn_blocking(move || store.indexes.store(digest, &bytes)).await??;
+        self.forget_indexes_later();
+        Ok(index)
     }
 
     /// The devices of `layers`, opened.
