@@ -1,3 +1,12 @@
-//! End to end: real containerd, registry, runc and kernel.
+//! End to end: real containerd, registry, runc and kernel, and the programs as users run them.
 
+mod conformance;
+mod convert;
+mod cri;
+mod fidelity;
 mod ground;
+mod integrity;
+mod offline;
+mod run;
+mod space;
+mod world;

@@ -1,0 +1,39 @@
+//! The network down: what is cached is served, what is not is an error in time, and nothing waits for it to start.
+
+use std::time::Duration;
+
+use clipper_tests::clipper::Snapshotter;
+use clipper_tests::containerd::{Containerd, Settings};
+use clipper_tests::proxy::Proxy;
+
+use crate::run::Node;
+use crate::world::world;
+
+#[test]
+fn restarts_without_the_network() {
+    let mut node = Node::new();
+    let image = node.proxy.by_way(&world().small.accelerated);
+    node.pull(&image);
+    assert_eq!(node.containerd.run("clipper", &image, "before", &[]).unwrap(), "hello from the small image\n");
+    node.proxy.down(true);
+    node.snapshotter.stop().unwrap();
+    node.snapshotter.launch().unwrap();
+    node.containerd.restart().unwrap();
+    assert!(!node.containerd.snapshots("clipper").unwrap().is_empty(), "the snapshots are listed");
+    assert_eq!(node.containerd.run("clipper", &image, "cached", &[]).unwrap(), "hello from the small image\n");
+    let run = node.containerd.run("clipper", &image, "missing", &["cat", "/srv/app/data/countdown"]);
+    assert!(run.is_err(), "what nobody has read yet is an error, not zeros: {run:?}");
+    node.proxy.down(false);
+    let said = node.containerd.run("clipper", &image, "back", &["head", "-c", "7", "/srv/app/data/countdown"]).unwrap();
+    assert_eq!(said, "400000\n");
+}
+
+#[test]
+fn starts_with_nothing_there() {
+    // A registry that is not there must not keep a node from working with what needs no registry.
+    let proxy = Proxy::start(world().registry.address(), Duration::ZERO).unwrap();
+    proxy.down(true);
+    let snapshotter = Snapshotter::start().unwrap();
+    let containerd = Containerd::start(Settings::clipper(snapshotter.socket())).unwrap();
+    assert!(containerd.snapshots("clipper").unwrap().is_empty());
+}
