@@ -69,6 +69,8 @@ struct Run {
     /// The span being fetched, or to be fetched next.
     next: usize,
     end: usize,
+    /// Whether the bytes of `next` are on their way, and not just waited for.
+    loading: bool,
     /// Spans up to here are wanted with at least this priority.
     wanted: [usize; 3],
     changed: Arc<Notify>,
@@ -125,11 +127,15 @@ impl Board {
     pub(crate) fn claim(&mut self, wanted: &Wanted<'_>) -> Result<Claim, DeviceError> {
         self.check_failures(wanted)?;
         let mut claim = Claim::default();
+        // The run of the span before: what follows there needn't be split off.
+        let mut joined = None;
         for span in wanted.spans.clone() {
             if let Some(entry) = self.flights.get(&span) {
                 claim.flights.push((span, Arc::clone(&entry.flight)));
                 let run = entry.run;
-                claim.runs.extend(self.raise(run, span, wanted));
+                let new = self.raise(run, span, joined == Some(run), wanted);
+                joined = Some(new.as_ref().map_or(run, |new| new.id));
+                claim.runs.extend(new);
             } else if (wanted.missing)(span) {
                 let flight = self.add(span, wanted.priority, &mut claim.runs);
                 claim.flights.push((span, flight));
@@ -174,14 +180,15 @@ impl Board {
         flight
     }
 
-    /// Makes `span`, in flight in run `id`, wanted with the priority of `wanted`. Returns a run split off for that.
-    fn raise(&mut self, id: RunId, span: usize, wanted: &Wanted<'_>) -> Option<NewRun> {
+    /// Makes `span`, in flight in run `id`, wanted with the priority of `wanted`. Returns a run split off for that,
+    /// unless it is to `stay` in its run.
+    fn raise(&mut self, id: RunId, span: usize, stay: bool, wanted: &Wanted<'_>) -> Option<NewRun> {
         let run = self.runs.get_mut(&id)?;
         if span < run.next || span < run.wanted[wanted.priority as usize] {
             return None;
         }
         let start = |span: usize| wanted.table.get(span).map_or(0, |span| span.source_offset);
-        if start(span).saturating_sub(start(run.next)) <= wanted.join_distance {
+        if stay || start(span).saturating_sub(start(run.next)) <= wanted.join_distance {
             run.want(span, wanted.priority);
             run.changed.notify_waiters();
             return None;
@@ -206,7 +213,7 @@ impl Board {
         let id = RunId(self.runs_made);
         self.runs_made += 1;
         let changed = Arc::new(Notify::new());
-        self.runs.insert(id, Run { next, end: next, wanted, changed: Arc::clone(&changed) });
+        self.runs.insert(id, Run { next, end: next, loading: false, wanted, changed: Arc::clone(&changed) });
         NewRun { id, changed }
     }
 
@@ -221,10 +228,17 @@ impl Board {
         Some(left)
     }
 
+    /// Run `id` begins to load `span`; false if it isn't to fetch it any more.
+    pub(crate) fn begin(&mut self, id: RunId, span: usize) -> bool {
+        let run = self.runs.get_mut(&id).filter(|run| span < run.end);
+        run.map(|run| run.loading = true).is_some()
+    }
+
     /// The span after `fetched`, if run `id` goes on with it.
     pub(crate) fn advance(&mut self, id: RunId, fetched: usize) -> Option<usize> {
         let run = self.runs.get_mut(&id)?;
         run.next = fetched + 1;
+        run.loading = false;
         (run.next < run.end).then_some(run.next)
     }
 
@@ -232,6 +246,7 @@ impl Board {
     pub(crate) fn rewind(&mut self, id: RunId, span: usize) {
         if let Some(run) = self.runs.get_mut(&id) {
             run.next = span;
+            run.loading = false;
         }
     }
 
@@ -268,10 +283,10 @@ impl Board {
         self.runs.remove(&id);
     }
 
-    /// Cuts off what only background fill wants.
+    /// Cuts off what only background fill wants, except for spans whose bytes are on their way.
     pub(crate) fn stop_background(&mut self, error: &DeviceError) {
         for (id, run) in &mut self.runs {
-            let keep = run.next.max(run.wanted[Priority::Prefetch as usize]);
+            let keep = (run.next + usize::from(run.loading)).max(run.wanted[Priority::Prefetch as usize]);
             for span in keep..run.end {
                 if let Some(entry) = self.flights.get(&span).filter(|entry| entry.run == *id) {
                     entry.flight.land(Err(error.clone()));

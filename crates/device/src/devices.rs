@@ -32,12 +32,14 @@ pub(crate) struct Shared {
     pub(crate) activity: Arc<Activity>,
     pub(crate) checkpoints: CheckpointCache,
     pub(crate) runtime: Handle,
+    /// Holds the directory for as long as a device of it is open.
+    _lock: File,
 }
 
 /// A directory of devices.
 ///
 /// ```text
-/// ROOT/lock              locked by the process that uses the directory
+/// ROOT/lock              locked while the directory or a device of it is open
 /// ROOT/<hex>/data        the device's bytes, sparse
 /// ROOT/<hex>/presence    which of its blocks are real
 /// ```
@@ -45,7 +47,6 @@ pub struct Devices {
     root: PathBuf,
     shared: Arc<Shared>,
     open: Mutex<Open>,
-    _lock: File,
 }
 
 #[derive(Default)]
@@ -59,7 +60,7 @@ impl Devices {
     /// `runtime` must have its timer enabled; all work is done on it.
     ///
     /// # Errors
-    /// [`DeviceError::InUse`] if another process has it open, or [`DeviceError::Storage`].
+    /// [`DeviceError::InUse`] if another process has it open, or this one, or a device of it; or [`DeviceError::Storage`].
     pub fn open(root: PathBuf, options: DeviceOptions, runtime: Handle) -> Result<Arc<Self>, DeviceError> {
         let failed = |error| DeviceError::storage(&root, error);
         fs::create_dir_all(&root).map_err(failed)?;
@@ -81,8 +82,9 @@ impl Devices {
             checkpoints: CheckpointCache::new(options.checkpoint_memory),
             options,
             runtime,
+            _lock: lock,
         };
-        Ok(Arc::new(Self { root, shared: Arc::new(shared), open: Mutex::default(), _lock: lock }))
+        Ok(Arc::new(Self { root, shared: Arc::new(shared), open: Mutex::default() }))
     }
 
     /// The device of `spec`, opened or created. If it is open already, the sources of `spec` are added to its own as

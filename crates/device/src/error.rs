@@ -70,8 +70,8 @@ pub enum DeviceError {
         /// Bytes asked for.
         len: u64,
     },
-    /// Another process uses this directory of devices.
-    #[error("{} is in use by another process", root.display())]
+    /// Another process uses this directory of devices, or this one does already.
+    #[error("{} is in use by another process, or by this one", root.display())]
     InUse {
         /// The directory.
         root: PathBuf,

@@ -8,6 +8,7 @@
 
 mod activity;
 mod bitmap;
+mod blob;
 mod board;
 mod checkpoints;
 mod decode;

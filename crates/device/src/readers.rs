@@ -97,7 +97,8 @@ impl Default for Triggers {
 impl Triggers {
     /// A span's first block in the upper 40 bits, the number of its blocks in the lower 24.
     fn set(&self, slot: usize, span: Option<&Span>) {
-        let packed = span.map(|s| s.device_offset / BLOCK << 24 | u64::from(s.device_len).div_ceil(BLOCK) & 0xff_ffff);
+        let packed =
+            span.map(|s| ((s.device_offset / BLOCK) << 24) | (u64::from(s.device_len).div_ceil(BLOCK) & 0xff_ffff));
         self.0[slot].store(packed.unwrap_or(NOWHERE), Ordering::Relaxed);
     }
 

@@ -74,6 +74,12 @@ struct Decoded {
     unstored: Option<DeviceError>,
 }
 
+/// The connection that a run was granted, and for which priority.
+struct Connection {
+    priority: Priority,
+    taken: Taken,
+}
+
 /// Source bytes and memory for one span.
 struct Loaded {
     source: Vec<u8>,
@@ -89,8 +95,7 @@ impl Run {
     /// Flies the run to its end.
     pub(crate) async fn fly(self) {
         let Some(first) = self.device.board().remaining(self.id).map(|left| left.start) else { return };
-        let limits = &self.device.shared.limits;
-        let connection = self.at_priority(first, |priority| limits.connection(priority)).await;
+        let Some(mut connection) = self.connect(first).await else { return };
         let mut tries = Tries { span: first, count: 0, since: Instant::now() };
         loop {
             let Some(left) = self.device.board().remaining(self.id) else { break };
@@ -98,7 +103,7 @@ impl Run {
                 tries = Tries { span: left.start, count: 0, since: Instant::now() };
             }
             // A large future: it holds the whole of an attempt.
-            let Err(broken) = Box::pin(self.attempt(left, tries.count)).await else { continue };
+            let Err(broken) = Box::pin(self.attempt(left, tries.count, &mut connection)).await else { continue };
             self.device.board().rewind(self.id, broken.span);
             if broken.span != tries.span {
                 tries = Tries { span: broken.span, count: 0, since: Instant::now() };
@@ -108,13 +113,20 @@ impl Run {
                 break;
             }
         }
-        drop(connection);
+    }
+
+    /// Waits for a connection to fetch `span` by; `None` if the span isn't wanted any more.
+    async fn connect(&self, span: usize) -> Option<Connection> {
+        let limits = &self.device.shared.limits;
+        let connect = async |priority| Connection { priority, taken: limits.connection(priority).await };
+        self.at_priority(span, connect).await
     }
 
     /// What becomes of the run after an attempt broke: whether it goes on, with that span or the next.
     fn goes_on(&self, broken: Broken, tries: &Tries) -> bool {
         let device = &self.device;
-        let from = device.layer.pick(tries.count - 1).map_or_else(String::new, |(_, source)| source.describe());
+        let source = device.layer.pick(tries.count - 1).map(|(_, source)| source);
+        let from = source.as_ref().map_or_else(String::new, |source| source.describe());
         let late = tries.since.elapsed() >= device.shared.options.fetch_timeout;
         let last = late || tries.count >= self.attempts_max();
         let (span, digest) = (broken.span, device.digest());
@@ -122,6 +134,8 @@ impl Run {
             (matches!(broken.why, Why::Corrupt(_)), matches!(broken.why, Why::Full(_) | Why::Stopped));
         if corrupt {
             device.forget_checkpoint(span);
+            let checkpoints = device.checkpoints.pick(tries.count - 1).map(|(_, source)| source);
+            source.into_iter().chain(checkpoints).for_each(|source| source.distrust());
             device.counters.corrupt();
         }
         let error = match broken.why {
@@ -158,7 +172,7 @@ impl Run {
 
     /// One GET from the first of the spans `left` on, until the run ends or something breaks. Spans that landed before
     /// it broke are kept.
-    async fn attempt(&self, left: Range<usize>, count: usize) -> Result<(), Broken> {
+    async fn attempt(&self, left: Range<usize>, count: usize, connection: &mut Connection) -> Result<(), Broken> {
         let first = left.start;
         let Some((layer_number, layer)) = self.device.layer.pick(count) else {
             return Err(Broken { span: first, why: Why::Source(SourceError::new("there is no source")) });
@@ -171,7 +185,7 @@ impl Run {
         let mut pending: Option<Pending> = None;
         let mut span = attempt.lead;
         loop {
-            let mut loading = pin!(self.load(&attempt, span, &mut body));
+            let mut loading = pin!(self.load(&attempt, span, &mut body, connection));
             let loaded = loop {
                 tokio::select! {
                     biased;
@@ -212,17 +226,34 @@ impl Run {
 
     /// Gives way to more urgent work, then takes memory for `span` and reads its source bytes, and its checkpoint if
     /// the attempt starts here. `None` if the span isn't wanted any more.
-    async fn load(&self, attempt: &Attempt, span: usize, body: &mut Body) -> Result<Option<Loaded>, Why> {
+    async fn load(
+        &self,
+        attempt: &Attempt,
+        span: usize,
+        body: &mut Body,
+        connection: &mut Connection,
+    ) -> Result<Option<Loaded>, Why> {
         let (device, shared) = (&self.device, &self.device.shared);
         let Some(described) = device.spans().get(span) else { return Ok(None) };
         let urgent = span.max(attempt.first);
         let Some(priority) = self.at_priority(urgent, |priority| self.give_way(priority, described)).await else {
             return Ok(None);
         };
+        if priority < connection.priority {
+            // What is left isn't as urgent: leave the connection to who is.
+            connection.taken = None;
+            match self.connect(urgent).await {
+                Some(lower) => *connection = lower,
+                None => return Ok(None),
+            }
+        }
         let bytes = u64::from(described.source_len) + u64::from(described.device_len);
         let Some(memory) = self.at_priority(urgent, |priority| shared.limits.memory(priority, bytes)).await else {
             return Ok(None);
         };
+        if !device.board().begin(self.id, urgent) {
+            return Ok(None);
+        }
         let _busy: Option<Busy> = (priority == Priority::Prefetch).then(|| shared.activity.enter(priority));
         let keep = device.spans().get(span + 1).map_or(u64::MAX, |next| next.source_offset);
         let source = async {

@@ -16,6 +16,9 @@ pub trait Source: Send + Sync + 'static {
     /// Which blob this is and where, for logs and errors: `sha256:… at registry.example`. Two sources with the same
     /// description are taken to be the same.
     fn describe(&self) -> String;
+
+    /// Told when bytes of this source turned out wrong, so that it can ask elsewhere the next time.
+    fn distrust(&self) {}
 }
 
 /// Why a source didn't give the bytes it was asked for.

@@ -3,10 +3,10 @@ use crate::{bitmap::Bitmap, presence::Identity};
 use clipper_format::span::BLOCK;
 use rustix::fs::{FlockOperation, SeekFrom};
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io::{self, ErrorKind},
     ops::Range,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -44,8 +44,10 @@ impl Storage {
     /// Opens or creates the device in `dir`. A presence file that can't be believed, or data that aren't what it
     /// says, are warned of and start empty. Waits while another handle to the same device is being closed.
     pub(crate) fn open(dir: PathBuf, identity: Identity) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
-        let data = File::options().read(true).write(true).create(true).truncate(false).open(dir.join(DATA))?;
+        // A layer may hold what not everybody on the node is to read.
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let data =
+            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(DATA))?;
         rustix::fs::flock(&data, FlockOperation::LockExclusive)?;
         let believed = believe(&dir, &identity, data.metadata()?.len());
         if believed.is_none() {
@@ -126,7 +128,8 @@ impl Storage {
     /// unless it is the device's.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= self.identity.size);
-        let Some(end) = end.filter(|end| offset % BLOCK == 0 && (end % BLOCK == 0 || *end == self.identity.size))
+        let Some(end) =
+            end.filter(|end| offset.is_multiple_of(BLOCK) && (end.is_multiple_of(BLOCK) || *end == self.identity.size))
         else {
             return Err(io::Error::new(ErrorKind::InvalidInput, "not whole blocks of the device"));
         };
