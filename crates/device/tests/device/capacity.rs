@@ -26,12 +26,11 @@ impl Drop for Tmpfs {
 
 #[tokio::test]
 async fn a_full_disk_serves_from_memory_and_caches_again_when_there_is_room() {
-    let (disk, layer) = (Tmpfs::new(6 * SPAN), Layer::stored(16));
+    let (disk, layer) = (Tmpfs::new(32 * SPAN), Layer::stored(16));
     let filler = disk.0.join("filler");
-    fs::write(&filler, vec![1; 3 * SPAN as usize]).unwrap();
+    fs::write(&filler, vec![1; 29 * SPAN as usize]).unwrap();
     let source = layer.source("a");
-    let ahead = DeviceOptions { read_ahead: 1 << 20, ..options() };
-    let device = devices(&disk.0, ahead).await.device(layer.spec(&source, None)).unwrap();
+    let device = devices(&disk.0, options()).await.device(layer.spec(&source, None)).unwrap();
     for _ in 0..2 {
         layer.check(&device, 0..layer.size()).await.unwrap();
         assert!(device.cached_bytes() <= 3 * SPAN, "{}", device.cached_bytes());
@@ -43,10 +42,8 @@ async fn a_full_disk_serves_from_memory_and_caches_again_when_there_is_room() {
     assert!(matches!(error, DeviceError::Storage { .. }), "{error}");
     assert_eq!(error.errno(), 28);
     fs::remove_file(&filler).unwrap();
-    let before = device.cached_bytes();
     layer.check(&device, 8 * SPAN..10 * SPAN).await.unwrap();
-    assert!(device.cached_bytes() >= before + 2 * SPAN, "{}", device.cached_bytes());
-    assert!(device.try_read(8 * SPAN, &mut [0; 100]).unwrap());
+    assert!(device.try_read(8 * SPAN, &mut [0; 2 * SPAN as usize]).unwrap());
 }
 
 #[tokio::test]

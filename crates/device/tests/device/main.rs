@@ -1,4 +1,6 @@
 //! Devices over sources that misbehave on purpose.
+#![allow(clippy::single_range_in_vec_init, reason = "a list of one GET is what is meant")]
+
 mod capacity;
 mod faults;
 mod fixture;

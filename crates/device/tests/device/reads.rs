@@ -210,7 +210,7 @@ async fn without_a_source_of_checkpoints_a_span_is_reached_from_its_member() {
     assert_eq!(source.gets().len(), 1);
     let here = device.cached_bytes();
     assert!(
-        here >= 4 * SPAN && here <= 6 * SPAN,
+        (4 * SPAN..=6 * SPAN).contains(&here),
         "the spans on the way are kept, those of other members aren't: {here}"
     );
     layer.check(&device, 0..layer.size()).await.unwrap();
