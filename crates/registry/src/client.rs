@@ -61,9 +61,12 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     options: ClientOptions,
     net: Arc<Net>,
-    hosts: Mutex<HashMap<String, (Stamp, Arc<Vec<Arc<Endpoint>>>)>>,
+    hosts: Mutex<HashMap<String, (Stamp, Servers)>>,
     layouts: Mutex<HashMap<PathBuf, Arc<Layout>>>,
 }
+
+/// The servers of a host: mirrors, then the registry itself.
+type Servers = Arc<Vec<Arc<Endpoint>>>;
 
 /// Which hosts.toml was read, and as of when.
 type Stamp = Option<(PathBuf, Option<SystemTime>)>;
@@ -116,7 +119,7 @@ impl Client {
 
     /// The servers of a host, kept so that all repositories share tokens and redirects. A changed hosts.toml is read
     /// anew.
-    fn endpoints(&self, host: &str) -> Result<Arc<Vec<Arc<Endpoint>>>, ErrorKind> {
+    fn endpoints(&self, host: &str) -> Result<Servers, ErrorKind> {
         let options = &self.0.options;
         let dir = options.hosts_dir.as_deref().and_then(|dir| hosts::config_dir(dir, host));
         let stamp: Stamp = dir.map(|dir| {

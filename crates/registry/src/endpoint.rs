@@ -123,13 +123,16 @@ impl Endpoint {
     /// Sends a request; any status comes back as an answer.
     pub async fn send(&self, net: &Net, request: &Request) -> Result<Answer, ErrorKind> {
         if let Some(url) = self.kept_redirect(request) {
-            let answer = self.bare(net, request, url).await?;
-            // The signature may have expired, or the storage may have moved.
-            if !answer.response.status().is_client_error() || answer.response.status() == StatusCode::TOO_MANY_REQUESTS
-            {
-                return Ok(answer);
+            let answer = self.bare(net, request, url).await;
+            let status = answer.as_ref().map_or(0, |a| a.response.status().as_u16());
+            if !matches!(status, 200 | 206 | 416) {
+                // The signature may have expired, or the storage may have moved or be ill.
+                self.drop_redirect(request);
             }
-            self.drop_redirect(request);
+            // Refused, for which the registry may have a cure; whatever else it is counts as an attempt.
+            if !matches!(status, 400..=415 | 417..=428) {
+                return answer;
+            }
         }
         let mut sent_with = self.auth.header(net, &request.scope).await?;
         let mut renewed = false;
@@ -140,13 +143,13 @@ impl Endpoint {
                 renewed = true;
                 let headers = answer.response.headers().clone();
                 // Read to its end, so that the connection can be used again.
-                let _ = net.read_body(&self.label, answer.response, ERROR_BODY_MAX).await;
+                let body = net.read_body(&self.label, answer.response, ERROR_BODY_MAX).await.unwrap_or_default();
                 if let Some(header) = self.auth.renew(net, &request.scope, &headers, sent_with.as_ref()).await? {
                     sent_with = Some(header);
                     continue;
                 }
-                let hint = self.auth.hint();
-                return Err(ErrorKind::Denied { host: self.label.clone(), status: 401, message: String::new(), hint });
+                let (host, hint) = (self.label.clone(), self.auth.hint());
+                return Err(ErrorKind::Denied { host, status: 401, message: server_message(&body), hint });
             }
             if is_redirect(status) && (request.method == Method::GET || request.method == Method::HEAD) {
                 return self.follow(net, request, answer, sent_with.as_ref()).await;

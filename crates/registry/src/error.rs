@@ -224,11 +224,13 @@ impl ErrorKind {
     }
 }
 
+/// The TLS library's error within another one. An I/O error's source isn't the error that it wraps but that one's source,
+/// so wrapped ones are looked into.
 fn tls_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
         return Some(tls);
     }
-    cause.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
+    tls_error(cause.downcast_ref::<std::io::Error>()?.get_ref()?)
 }
 
 impl RegistryError {

@@ -203,13 +203,9 @@ impl Layout {
         let guard = Discard(temporary.clone());
         let spent = || ErrorKind::Source("the stream can't be read again".into());
         let mut stream = upload.take().ok_or_else(|| spent().during(&action))?;
-        let (mut hash, mut written) = (Sha256::new(), 0u64);
+        let mut hash = Sha256::new();
         while let Some(chunk) = stream.next().await {
             let chunk = chunk.map_err(|problem| ErrorKind::Source(problem).during(&action))?;
-            written = written.saturating_add(chunk.len() as u64);
-            if written > upload.size {
-                break;
-            }
             let at = temporary.clone();
             // Hash and file travel with the chunk, so that neither blocks the runtime.
             (file, hash) = self
@@ -219,10 +215,6 @@ impl Layout {
                     Ok((file, hash))
                 })
                 .await?;
-        }
-        if written != upload.size {
-            let problem = format!("the stream gave {written} bytes, not {}", upload.size);
-            return Err(ErrorKind::Source(problem).during(action));
         }
         let got = Digest::from_bytes(hash.finalize().into());
         if got != digest {

@@ -84,10 +84,10 @@ pub(crate) fn manifest_media_type(content_type: Option<&str>, bytes: &[u8]) -> R
     // Some registries and file servers don't know manifests and say something general.
     let told = content_type.map(|t| t.split(';').next().unwrap_or(t).trim().to_ascii_lowercase());
     let told = told.filter(|t| is_index(t) || is_manifest(t));
-    if let (Some(own), Some(told)) = (&own, &told) {
-        if own != told {
-            return Err(format!("the manifest says that it's {own:?}, but the registry calls it {told:?}"));
-        }
+    if let (Some(own), Some(told)) = (&own, &told)
+        && own != told
+    {
+        return Err(format!("the manifest says that it's {own:?}, but the registry calls it {told:?}"));
     }
     let (as_index, as_image) = (shape.manifests.is_some(), shape.layers.is_some() || shape.config.is_some());
     if as_index && as_image {

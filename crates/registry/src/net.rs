@@ -62,7 +62,9 @@ impl UploadStream {
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: std::fmt::Display,
     {
-        let stream = stream.map(|item| item.map_err(|e| e.to_string())).boxed();
+        let stream = stream.map(|item| item.map_err(|e| e.to_string()));
+        // Only the end is marked by a piece without bytes.
+        let stream = stream.filter(|item| std::future::ready(!matches!(item, Ok(bytes) if bytes.is_empty()))).boxed();
         Self { size, stream: Mutex::new(Some(stream)), failure: Arc::default() }
     }
 
@@ -71,19 +73,25 @@ impl UploadStream {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Takes the caller's stream; what fails in it is kept for [`failure`](Self::failure).
+    /// Takes the caller's stream, held to its size; what fails in it is kept for [`failure`](Self::failure).
     pub fn take(&self) -> Option<BoxStream<'static, Result<Bytes, String>>> {
         let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        let failure = self.failure.clone();
-        Some(
-            stream
-                .inspect(move |item| {
-                    if let Err(problem) = item {
-                        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem.clone());
-                    }
-                })
-                .boxed(),
-        )
+        let (failure, size, mut seen) = (self.failure.clone(), self.size, 0u64);
+        // An empty piece at the end, to see whether enough came.
+        let ended = stream.chain(futures::stream::once(async { Ok(Bytes::new()) }));
+        let held = ended.map(move |item| {
+            let item = item.and_then(|bytes| {
+                seen = seen.saturating_add(bytes.len() as u64);
+                let right = if bytes.is_empty() { seen == size } else { seen <= size };
+                if right { Ok(bytes) } else { Err(format!("it gave {seen} bytes, not the {size} announced")) }
+            });
+            if let Err(problem) = &item {
+                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert_with(|| problem.clone());
+            }
+            item
+        });
+        Some(held.boxed())
     }
 
     pub fn failure(&self) -> Option<String> {

@@ -187,6 +187,28 @@ mod tests {
         assert!(error.to_string().contains("try again in 3600 s"), "{error}");
     }
 
+    #[test]
+    fn a_server_is_given_the_time_that_it_asks_for_and_rounds_wait_longer_each() {
+        let net = Net { backoff: Duration::from_millis(100), attempts: 30, ..net() };
+        let mut tries = Tries::new(endpoints(&net, &["s.example"]));
+        let limited = ErrorKind::Limited {
+            host: "s.example".into(),
+            status: 503,
+            message: String::new(),
+            retry_after: Some(Duration::from_secs(7)),
+        };
+        assert_eq!(tries.wait(&net, &[(0, limited)]), Some(Duration::from_secs(7)));
+        for (round, ceiling) in [(0, 100), (1, 200), (4, 1600), (28, 8000)] {
+            tries.round = round;
+            let wait = tries.wait(&net, &[(0, broken())]).unwrap();
+            let ceiling = Duration::from_millis(ceiling);
+            assert!(ceiling / 2 <= wait && wait <= ceiling, "{round}: {wait:?}");
+        }
+        tries.round = 29;
+        assert_eq!(tries.wait(&net, &[(0, broken())]), None);
+        assert_eq!(tries.wait(&net, &[(0, missing())]), None);
+    }
+
     #[tokio::test]
     async fn without_a_server_there_is_nothing_to_try() {
         assert!(Tries::new(Vec::new()).endpoint().is_none());

@@ -1,0 +1,12 @@
+//! The client against a registry in this process that misbehaves on purpose, and against a real one.
+mod auth;
+mod fake;
+mod images;
+mod layouts;
+mod manifests;
+mod mirrors;
+mod pushes;
+mod reads;
+mod real;
+mod redirects;
+mod tls;
