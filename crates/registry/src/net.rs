@@ -165,7 +165,7 @@ impl Net {
         let mut seen = 0;
         loop {
             let done = size > 0 && seen == size;
-            let patience = if done { self.stall * COMMIT_STALLS } else { self.stall };
+            let patience = if done { self.stall.saturating_mul(COMMIT_STALLS) } else { self.stall };
             match tokio::time::timeout(patience, answer.as_mut()).await {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => return Err(ErrorKind::of(host, error)),

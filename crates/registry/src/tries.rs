@@ -74,7 +74,9 @@ impl Tries {
         if !worth || self.round + 1 >= net.attempts {
             return None;
         }
-        let asked = failures.iter().filter_map(|(_, kind)| kind.retry_after()).max().unwrap_or_default();
+        // Until the first of them may be asked again.
+        let waits = failures.iter().filter(|(_, kind)| kind.is_transient());
+        let asked = waits.map(|(_, kind)| kind.retry_after().unwrap_or_default()).min().unwrap_or_default();
         if asked > RETRY_AFTER_MAX {
             return None;
         }
@@ -197,7 +199,9 @@ mod tests {
             message: String::new(),
             retry_after: Some(Duration::from_secs(7)),
         };
-        assert_eq!(tries.wait(&net, &[(0, limited)]), Some(Duration::from_secs(7)));
+        assert_eq!(tries.wait(&net, &[(0, limited.clone())]), Some(Duration::from_secs(7)));
+        let both = tries.wait(&net, &[(1, limited), (0, broken())]).unwrap();
+        assert!(both < Duration::from_secs(1), "the other may be asked before: {both:?}");
         for (round, ceiling) in [(0, 100), (1, 200), (4, 1600), (28, 8000)] {
             tries.round = round;
             let wait = tries.wait(&net, &[(0, broken())]).unwrap();

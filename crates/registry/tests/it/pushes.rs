@@ -179,3 +179,26 @@ async fn mounts_are_asked_for_and_their_refusal_is_no_error() {
     assert!(!at("app").mount_blob(&elsewhere, digest, 10).await.unwrap());
     assert_eq!(server.seen().len(), before);
 }
+
+/// Every operation can be spawned: the compiler is the judge.
+#[tokio::test]
+async fn operations_can_be_moved_between_threads() {
+    fn movable<T: Send>(future: T) -> T {
+        future
+    }
+    let client = client();
+    let (app, name) = (repository(&client, "localhost:1/app"), reference("localhost:1/app"));
+    let (digest, tag) = (other_digest(), clipper_registry::Selector::Tag("v".into()));
+    let blob = app.blob(digest, 1);
+    drop(movable(app.manifest(&tag)));
+    drop(movable(app.put_manifest(&tag, "a/b", Bytes::new())));
+    drop(movable(app.blob_size(&digest)));
+    drop(movable(app.push_blob(digest, Bytes::new())));
+    drop(movable(app.push_blob_stream(digest, 0, stream::empty::<Result<Bytes, Infallible>>())));
+    drop(movable(app.mount_blob(&app, digest, 1)));
+    drop(movable(app.tags()));
+    drop(movable(blob.read(0..1)));
+    drop(movable(blob.read_all(1)));
+    drop(movable(clipper_registry::image::ImageSet::resolve(&app, &name)));
+    assert_eq!(client.stats().requests, 0, "nothing is asked before it's awaited");
+}
