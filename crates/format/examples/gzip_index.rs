@@ -3,7 +3,8 @@
 //! `cargo run --release -p clipper-format --example gzip_index -- LAYER.gz [SPAN_KIB [ZSTD_LEVEL]]`
 use clipper_format::{
     gzip::{
-        CHECKPOINTS_PER_GROUP, Checkpoint, GzipError, IndexOptions, Indexer, SpanDecoder, decode_group, encode_group,
+        CHECKPOINT_LEVEL, CHECKPOINTS_PER_GROUP, Checkpoint, GzipError, IndexOptions, Indexer, SpanDecoder,
+        decode_group, encode_group,
     },
     span::{Span, Start},
 };
@@ -16,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or("usage: gzip_index LAYER.gz [SPAN_KIB [ZSTD_LEVEL]]")?;
     let span_kib: u32 = arguments.next().map_or(Ok(1024), |text| text.parse())?;
-    let level: i32 = arguments.next().map_or(Ok(12), |text| text.parse())?;
+    let level: i32 = arguments.next().map_or(Ok(CHECKPOINT_LEVEL), |text| text.parse())?;
     let layer = std::fs::read(path)?;
 
     let options = IndexOptions { span_size: span_kib << 10 };

@@ -13,6 +13,9 @@ pub const GRID: usize = BLOCK as usize;
 /// Bytes looked at side by side.
 const LANES: usize = 32;
 
+/// What a span costs besides window bytes: its digest, its place in the span table, the codes of its block.
+const FIXED_COST: usize = 200;
+
 /// A block boundary of the device, and how to start decoding there.
 #[derive(Clone, Debug)]
 pub struct Mark {
@@ -141,13 +144,12 @@ impl Trail {
         let longest = *range.end();
         let mut best = (u64::MAX, longest);
         for blocks in range.rev() {
-            let fixed = 100;
             let cost = if self.mark(blocks).is_some_and(|mark| mark.state.is_none()) {
                 0
             } else {
                 self.cost(bytes, self.origin + blocks * GRID)
             };
-            let rate = ((cost + fixed) as u64 * 65536) / blocks as u64;
+            let rate = ((cost + FIXED_COST) as u64 * 65536) / blocks as u64;
             if rate < best.0 {
                 best = (rate, blocks);
             }

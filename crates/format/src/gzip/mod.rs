@@ -17,7 +17,7 @@ mod member;
 
 pub use checkpoint::Checkpoint;
 pub use decoder::SpanDecoder;
-pub use group::{CHECKPOINTS_PER_GROUP, decode_group, encode_group};
+pub use group::{CHECKPOINT_LEVEL, CHECKPOINTS_PER_GROUP, decode_group, encode_group};
 pub use indexer::{IndexOptions, IndexedSpan, Indexer, MAX_SPAN_SOURCE};
 pub use inflate::Fault;
 
