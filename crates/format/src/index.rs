@@ -35,6 +35,9 @@ pub const ANNOTATION_LAYER: &str = "containerd.io/snapshot/clipper.layer";
 /// Largest index blob that is written or read, bytes.
 pub const INDEX_MAX: u64 = 256 << 20;
 
+/// Most memory that the trees of an index may take together, bytes.
+const TREES_MAX: u64 = 2 << 30;
+
 const MAGIC: &[u8; 8] = b"clipidx\0";
 const VERSION: u16 = 1;
 
@@ -187,9 +190,12 @@ impl Index {
             1 => Some(BlobRef { digest: Digest::from_bytes(header.array()?), size: header.varint()? }),
             _ => return Err(IndexError::Corrupt("its header")),
         };
-        let mut layers = Vec::new();
+        let (mut layers, mut memory) = (Vec::new(), 0);
         for _ in 0..header.varint()? {
-            layers.push(decode_layer(&mut header, &mut reader)?);
+            let layer = decode_layer(&mut header, &mut reader)?;
+            memory += layer.tree.memory();
+            must_have_room(memory)?;
+            layers.push(layer);
         }
         if !header.is_empty() || !reader.is_empty() {
             return Err(IndexError::Corrupt("it goes on after its end"));
@@ -205,6 +211,7 @@ impl Index {
     }
 
     fn check(&self) -> Result<(), IndexError> {
+        must_have_room(self.layers.iter().map(|layer| layer.tree.memory()).sum())?;
         let checkpoints_size = self.checkpoints.map_or(0, |blob| blob.size);
         self.layers.iter().try_for_each(|layer| layer.check(self.span_size, checkpoints_size))
     }
@@ -216,6 +223,9 @@ impl LayerIndex {
         // A table of its own size again, in case the fields were put together by hand.
         if let Err(source) = SpanTable::new(self.spans.spans().to_vec(), self.source_size) {
             return Err(IndexError::Spans { layer: self.digest, source });
+        }
+        if self.checkpoint_groups.len() > self.spans.spans().len() {
+            return wrong("it has more groups of checkpoints than spans");
         }
         let groups = self.checkpoint_groups.len() as u64;
         for span in self.spans.spans() {
@@ -255,7 +265,7 @@ fn decode_layer(header: &mut Reader<'_>, reader: &mut Reader<'_>) -> Result<Laye
     let tree = PackedTree::from_bytes(tree).map_err(|source| IndexError::Tree { layer, source })?;
     let spans = SpanTable::new(spans::decode(spans).map_err(corrupt)?, source_size);
     let spans = spans.map_err(|source| IndexError::Spans { layer, source })?;
-    let checkpoint_groups = spans::decode_groups(groups).map_err(corrupt)?;
+    let checkpoint_groups = spans::decode_groups(groups, spans.spans().len()).map_err(corrupt)?;
     Ok(LayerIndex { digest: layer, diff_id, source_size, tree, spans, checkpoint_groups })
 }
 
@@ -264,4 +274,11 @@ fn must_fit(len: usize) -> Result<(), IndexError> {
         Ok(len) if len <= INDEX_MAX => Ok(()),
         _ => Err(IndexError::TooLarge(len as u64)),
     }
+}
+
+fn must_have_room(memory: u64) -> Result<(), IndexError> {
+    if memory > TREES_MAX {
+        return Err(IndexError::Corrupt("its trees would take more than 2 GiB of memory"));
+    }
+    Ok(())
 }

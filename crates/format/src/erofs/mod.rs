@@ -20,7 +20,7 @@ pub use error::ErofsError;
 pub use extents::{ImageExtent, ImageSource};
 pub use image::{Image, ImageDevice, Nid};
 pub use inode::{FileKind, ImageInode};
-pub use write::write;
+pub use write::{check, write};
 pub use xattrs::Xattr;
 
 /// Bytes of a block: the unit in which images address file data.

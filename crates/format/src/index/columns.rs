@@ -11,7 +11,8 @@ const RAW: u64 = 0;
 const ZSTD: u64 = 1;
 const SAME: u64 = 2;
 
-/// zstd level.
+/// zstd level. 60 000 files of a Debian machine's `/usr` took 4.28 bytes a file and 0.1 s at this level; 4.73 bytes and
+/// half the time at level 3, 4.15 bytes and four times the time at level 15, 3.97 bytes and ten times the time at 19.
 const LEVEL: i32 = 9;
 
 /// Appends a column.

@@ -3,19 +3,15 @@
 //! The tree is walked depth first, names in ascending order: the order in which Docker, BuildKit and containerd write
 //! layers. So where a file's data begin in the tar can mostly be told from where the last file's ended.
 use super::columns::{Planes, put_column};
-use super::packed::PackError;
 use super::wire::{put_signed, put_varint};
-use crate::erofs::MAX_DEPTH;
 use crate::tree::{Content, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
 use std::collections::{BTreeMap, HashMap, btree_map};
 use std::hash::Hash;
 
 /// Most memory that a tree may take, bytes, by [`Room`]'s reckoning.
 const MEMORY_MAX: u64 = 1 << 30;
-/// Longest symlink target.
-pub const TARGET_MAX: usize = 4095;
 /// Unit of addresses in devices, bytes.
-const UNIT: u64 = 512;
+pub const UNIT: u64 = 512;
 
 /// Extended attributes of an inode, by name.
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -94,9 +90,12 @@ impl Room {
     /// Most inodes that there is room for.
     pub const INODES: u64 = MEMORY_MAX / (Self::INODE * Self::PART);
 
-    /// All of it.
-    pub const fn all() -> Self {
-        Self(MEMORY_MAX)
+    /// What every tree gets.
+    pub const WHOLE: Self = Self(MEMORY_MAX);
+
+    /// Bytes that have been taken.
+    pub fn taken(self) -> u64 {
+        MEMORY_MAX.saturating_sub(self.0)
     }
 
     /// Takes room for so many parts and their text of `bytes` bytes.
@@ -136,89 +135,55 @@ struct Columns<'t> {
 }
 
 /// A tree being walked.
-struct Packer<'t> {
+struct Packer<'t, 'r> {
     tree: &'t Tree,
     numbers: Vec<Option<u64>>,
     inodes: u64,
     place: Place,
-    room: Room,
+    room: &'r mut Room,
     columns: Columns<'t>,
 }
 
-/// A directory whose entries are being walked.
-struct Open<'t> {
-    name: &'t [u8],
-    entries: btree_map::Iter<'t, Vec<u8>, InodeId>,
-}
-
-impl<'t> Open<'t> {
-    fn new(tree: &'t Tree, name: &'t [u8], id: InodeId) -> Self {
-        static NONE: BTreeMap<Vec<u8>, InodeId> = BTreeMap::new();
-        Self { name, entries: tree.entries(id).unwrap_or(&NONE).iter() }
-    }
-}
-
-/// Packs a tree.
-pub fn pack(tree: &Tree) -> Result<Vec<u8>, PackError> {
+/// Packs a tree that EROFS can hold, if there is room for it.
+pub fn pack(tree: &Tree, room: &mut Room) -> Result<Vec<u8>, &'static str> {
     let numbers = vec![None; tree.inodes.len()];
-    let mut packer =
-        Packer { tree, numbers, inodes: 0, place: Place::START, room: Room::all(), columns: Columns::default() };
+    let mut packer = Packer { tree, numbers, inodes: 0, place: Place::START, room, columns: Columns::default() };
     packer.walk()?;
     Ok(packer.finish())
 }
 
-impl<'t> Packer<'t> {
-    fn walk(&mut self) -> Result<(), PackError> {
+impl<'t> Packer<'t, '_> {
+    fn walk(&mut self) -> Result<(), &'static str> {
         let tree = self.tree;
-        let root = tree.inodes.first().filter(|_| tree.entries(ROOT).is_some());
-        let root = root.ok_or_else(|| at(&[], b"", "not a directory"))?;
         self.numbers[ROOT] = Some(0);
-        self.inode(root).map_err(|what| at(&[], b"", what))?;
-        let mut open = vec![Open::new(tree, b"", ROOT)];
-        while let Some(last) = open.last_mut() {
-            let Some((name, id)) = last.entries.next() else {
+        self.inode(tree.inode(ROOT))?;
+        let mut open: Vec<btree_map::Iter<'_, Vec<u8>, InodeId>> =
+            tree.entries(ROOT).map(BTreeMap::iter).into_iter().collect();
+        while let Some(entries) = open.last_mut() {
+            let Some((name, id)) = entries.next() else {
                 open.pop();
                 continue;
             };
-            if self.entry(name, *id, open.len()).map_err(|what| at(&open, name, what))? {
-                open.push(Open::new(tree, name, *id));
+            self.room.take(1, name.len())?;
+            self.columns.names.extend_from_slice(name);
+            self.columns.names.push(0);
+            self.place.pass_name();
+            if let Some(number) = self.numbers[*id] {
+                put_varint(&mut self.columns.kinds, 0);
+                put_varint(&mut self.columns.links, self.inodes - number);
+                continue;
             }
+            self.numbers[*id] = Some(self.inodes);
+            self.inode(tree.inode(*id))?;
+            open.extend(tree.entries(*id).map(BTreeMap::iter));
         }
         Ok(())
-    }
-
-    /// Adds a name; whether it is that of a directory to be walked now.
-    fn entry(&mut self, name: &[u8], id: InodeId, depth: usize) -> Result<bool, &'static str> {
-        must_be_name(name)?;
-        self.room.take(1, name.len())?;
-        self.columns.names.extend_from_slice(name);
-        self.columns.names.push(0);
-        self.place.pass_name();
-        let inode = self.tree.inodes.get(id).ok_or("a name that leads to no inode")?;
-        let is_directory = matches!(inode.content, Content::Directory(_));
-        if let Some(number) = self.numbers[id] {
-            if is_directory {
-                return Err("a directory with two names");
-            }
-            put_varint(&mut self.columns.kinds, 0);
-            put_varint(&mut self.columns.links, self.inodes - number);
-            return Ok(false);
-        }
-        if is_directory && depth > MAX_DEPTH {
-            return Err("directories are nested too deep");
-        }
-        self.numbers[id] = Some(self.inodes);
-        self.inode(inode)?;
-        Ok(is_directory)
     }
 
     fn inode(&mut self, inode: &'t Inode) -> Result<(), &'static str> {
         self.inodes += 1;
         self.room.take(Room::INODE, 0)?;
         self.room.take_xattrs(&inode.xattrs)?;
-        if inode.mtime_nsec >= 1_000_000_000 {
-            return Err("nanoseconds of more than a second");
-        }
         let columns = &mut self.columns;
         let mode = columns.modes.number(kind(&inode.content) << 12 | inode.perm & 0o7777);
         put_varint(&mut columns.kinds, mode + 1);
@@ -230,7 +195,6 @@ impl<'t> Packer<'t> {
             Content::Directory(entries) => put_varint(&mut columns.counts, entries.len() as u64),
             Content::File(file) => self.file(file)?,
             Content::Symlink(target) => {
-                must_be_target(target)?;
                 self.room.take(0, target.len())?;
                 columns.targets.extend_from_slice(target);
                 columns.targets.push(0);
@@ -245,7 +209,6 @@ impl<'t> Packer<'t> {
     }
 
     fn file(&mut self, file: &FileData) -> Result<(), &'static str> {
-        check_extents(file, &self.tree.device_sizes)?;
         let columns = &mut self.columns;
         columns.sizes.push(file.size);
         if file.size == 0 {
@@ -331,54 +294,36 @@ fn kind(content: &Content) -> u16 {
     }
 }
 
-/// Checks a file name.
-pub fn must_be_name(name: &[u8]) -> Result<(), &'static str> {
-    let bad = name.is_empty() || name.len() > 255 || matches!(name, b"." | b"..");
-    if bad || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
-        return Err("a name that no file can have");
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::unpack::unpack;
 
-/// Checks a symlink's target.
-pub fn must_be_target(target: &[u8]) -> Result<(), &'static str> {
-    if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
-        return Err("a symlink's target that no link can have");
+    #[test]
+    fn room_is_taken_alike_by_packing_and_unpacking() {
+        let mut inodes = vec![Inode::empty_directory(); 6];
+        inodes[1].xattrs.insert(b"user.a".to_vec(), vec![1; 100]);
+        inodes[2].xattrs = inodes[1].xattrs.clone();
+        inodes[3].content = Content::Symlink(vec![b'x'; 500]);
+        let source = ExtentSource::Inline(vec![7; 700]);
+        let extents = vec![crate::tree::Extent { file_offset: 0, len: 700, source }];
+        inodes[4].content = Content::File(FileData { size: 700, extents });
+        let source = ExtentSource::Device { device: 1, offset: 0 };
+        let extents = vec![crate::tree::Extent { file_offset: 0, len: 50, source }];
+        inodes[5].content = Content::File(FileData { size: 50, extents });
+        let names = ["a", "bb", "ccc", "dddd", "eeeee", "fff"].into_iter().zip([1, 2, 3, 4, 5, 5]);
+        let entries = names.map(|(name, id)| (name.as_bytes().to_vec(), id)).collect();
+        inodes[ROOT].content = Content::Directory(entries);
+        let tree = Tree { inodes, device_sizes: vec![512] };
+        // Inodes, names, xattrs, extents; the text of names, xattrs, the symlink and the file.
+        let enough = (4 * 6 + 6 + 2 + 2) * 64 + 18 + 2 * 106 + 500 + 700;
+        let mut room = Room(enough);
+        let packed = pack(&tree, &mut room).unwrap();
+        assert_eq!(room.0, 0);
+        assert!(pack(&tree, &mut Room(enough - 1)).is_err());
+        room = Room(enough);
+        assert_eq!(unpack(&packed, &mut room), Ok(tree));
+        assert_eq!(room.0, 0);
+        assert!(unpack(&packed, &mut Room(enough - 1)).is_err());
     }
-    Ok(())
-}
-
-/// Checks a file's extents.
-pub fn check_extents(file: &FileData, device_sizes: &[u64]) -> Result<(), &'static str> {
-    let mut position = 0;
-    for extent in &file.extents {
-        let end = extent.file_offset.checked_add(extent.len).filter(|end| *end <= file.size);
-        let end = end.ok_or("an extent beyond the end of its file")?;
-        if extent.len == 0 || extent.file_offset < position {
-            return Err("extents that are empty, overlap or are out of order");
-        }
-        position = end;
-        match &extent.source {
-            ExtentSource::Device { device, offset } => {
-                let size = device.checked_sub(1).and_then(|n| device_sizes.get(usize::from(n)));
-                if size.is_none_or(|size| offset.checked_add(extent.len).is_none_or(|end| end > *size)) {
-                    return Err("an extent outside its device");
-                }
-                if offset % UNIT != 0 {
-                    return Err("an extent that isn't on a 512-byte boundary of its device");
-                }
-            }
-            ExtentSource::Inline(bytes) if bytes.len() as u64 != extent.len => {
-                return Err("an extent of another length than its bytes");
-            }
-            ExtentSource::Inline(_) => {}
-        }
-    }
-    Ok(())
-}
-
-fn at(open: &[Open<'_>], name: &[u8], problem: &'static str) -> PackError {
-    let names = open.iter().skip(1).map(|open| open.name).chain([name]);
-    let path = names.map(|name| format!("/{}", String::from_utf8_lossy(name))).collect();
-    PackError::File { path, problem }
 }

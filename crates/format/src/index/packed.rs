@@ -1,6 +1,8 @@
 //! A layer's tree as the index stores it.
+use super::pack::{self, Room};
+use super::unpack;
 use super::wire::Malformed;
-use super::{pack, unpack};
+use crate::erofs::{self, ErofsError};
 use crate::tree::Tree;
 use std::{fmt, sync::Arc};
 
@@ -10,19 +12,15 @@ pub struct PackedTree {
     bytes: Arc<[u8]>,
     inodes: u64,
     device_sizes: Vec<u64>,
+    memory: u64,
 }
 
 /// Why a tree can't be packed or unpacked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PackError {
-    /// The tree can't be packed, whatever its size.
-    #[error("tree: {path}: {problem}")]
-    File {
-        /// Path from the root; bytes that aren't UTF-8 are replaced.
-        path: String,
-        /// What is wrong there.
-        problem: &'static str,
-    },
+    /// The tree is none that EROFS could hold.
+    #[error(transparent)]
+    Tree(#[from] ErofsError),
     /// The packed tree is damaged, or larger than it may be.
     #[error("corrupt tree: {0}")]
     Corrupt(&'static str),
@@ -38,13 +36,13 @@ impl PackedTree {
     /// Packs `tree`, without the inodes that no name leads to. Equal trees, however numbered, give equal bytes.
     ///
     /// # Errors
-    /// A name that no file can have, a directory with two names, directories nested deeper than
-    /// [`MAX_DEPTH`](crate::erofs::MAX_DEPTH), extents that overlap or aren't on 512-byte boundaries of their device,
-    /// or a tree of more than 1 GiB in memory.
+    /// Whatever [`erofs::check`] refuses, so that a tree that is packed can also be mounted; or a tree of more than
+    /// 1 GiB in memory.
     pub fn pack(tree: &Tree) -> Result<Self, PackError> {
-        let bytes = pack::pack(tree)?;
-        let (inodes, device_sizes) = unpack::head(&bytes)?;
-        Ok(Self { bytes: bytes.into(), inodes, device_sizes })
+        erofs::check(tree)?;
+        let mut room = Room::WHOLE;
+        let bytes = pack::pack(tree, &mut room).map_err(|what| ErofsError::Tree(what.to_owned()))?;
+        Self::of_checked(&bytes, room)
     }
 
     /// The tree, its inodes numbered in the order of a walk through the names.
@@ -52,14 +50,25 @@ impl PackedTree {
     /// # Errors
     /// None, but for a tree beyond the limits of this machine's memory: the bytes were checked when they were read.
     pub fn unpack(&self) -> Result<Tree, PackError> {
-        unpack::unpack(&self.bytes)
+        let mut room = Room::WHOLE;
+        unpack::unpack(&self.bytes, &mut room)
     }
 
     /// Reads and checks packed bytes.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, PackError> {
-        unpack::unpack(bytes)?;
+        let mut room = Room::WHOLE;
+        unpack::unpack(bytes, &mut room)?;
+        Self::of_checked(bytes, room)
+    }
+
+    fn of_checked(bytes: &[u8], room: Room) -> Result<Self, PackError> {
         let (inodes, device_sizes) = unpack::head(bytes)?;
-        Ok(Self { bytes: bytes.into(), inodes, device_sizes })
+        Ok(Self { bytes: bytes.into(), inodes, device_sizes, memory: room.taken() })
+    }
+
+    /// Bytes of memory that the tree takes, roughly.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory
     }
 
     /// The packed bytes.

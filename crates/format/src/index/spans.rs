@@ -4,9 +4,6 @@ use super::wire::{Malformed, Reader, put_signed, put_varint};
 use crate::span::{BLOCK, Span, SpanTable, Start};
 use std::ops::Range;
 
-/// Most bytes of a layer's columns of spans, digests apart: 100 bytes for each of 2^21 spans.
-const COLUMNS_MAX: u64 = 200 << 20;
-
 const STORED: u8 = 0;
 const GZIP_MEMBER: u8 = 1;
 const GZIP: u8 = 2;
@@ -47,8 +44,12 @@ pub fn encode(table: &SpanTable) -> Vec<u8> {
 /// Decodes what [`encode`] made, to spans that are yet to be made a table.
 pub fn decode(bytes: &[u8]) -> Result<Vec<Span>, Malformed> {
     let mut reader = Reader::new(bytes);
-    let mut budget = COLUMNS_MAX;
     let count = reader.varint()?;
+    // The digests of as many spans must be there, 32 bytes each and not compressed; so what follows is in proportion.
+    if count > bytes.len() as u64 / 32 {
+        return Err(Malformed("more spans than it has room for"));
+    }
+    let mut budget = 64 * count;
     let tail = reader.varint()?;
     let mut column = || column(&mut reader, &mut budget);
     let (blocks, gaps, starts, skips, checkpoints) = (column()?, column()?, column()?, column()?, column()?);
@@ -116,11 +117,14 @@ pub fn encode_groups(groups: &[Range<u64>]) -> Vec<u8> {
     out
 }
 
-/// Decodes what [`encode_groups`] made.
-pub fn decode_groups(bytes: &[u8]) -> Result<Vec<Range<u64>>, Malformed> {
+/// Decodes what [`encode_groups`] made, at most `max` groups.
+pub fn decode_groups(bytes: &[u8], max: usize) -> Result<Vec<Range<u64>>, Malformed> {
     let mut reader = Reader::new(bytes);
-    let mut budget = COLUMNS_MAX;
     let count = reader.varint()?;
+    if count > max as u64 {
+        return Err(Malformed("more groups of checkpoints than spans"));
+    }
+    let mut budget = 32 * count;
     let (gaps, lens) = (column(&mut reader, &mut budget)?, column(&mut reader, &mut budget)?);
     let (mut gaps, mut lens) = (Reader::new(&gaps), Reader::new(&lens));
     let mut groups = Vec::new();

@@ -1,6 +1,6 @@
 //! From columns back to a tree.
 use super::columns::{Planes, column};
-use super::pack::{Place, Room, Xattrs, check_extents, must_be_name, must_be_target};
+use super::pack::{Place, Room, UNIT, Xattrs};
 use super::packed::PackError;
 use super::wire::{Malformed, Reader};
 use crate::erofs::MAX_DEPTH;
@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 /// Most bytes of a tree's columns together.
 const COLUMNS_MAX: u64 = 256 << 20;
+/// Longest symlink target.
+const TARGET_MAX: usize = 4095;
 /// Most device sizes.
 const DEVICES_MAX: u64 = 4096;
 
@@ -57,7 +59,7 @@ struct Unpacker<'a> {
     inline: Reader<'a>,
     sizes: std::slice::Iter<'a, u64>,
     place: Place,
-    room: Room,
+    room: &'a mut Room,
 }
 
 /// A directory whose entries are being read.
@@ -67,8 +69,8 @@ struct Open {
     last: Vec<u8>,
 }
 
-/// Unpacks a tree.
-pub fn unpack(bytes: &[u8]) -> Result<Tree, PackError> {
+/// Unpacks a tree, if there is room for it.
+pub fn unpack(bytes: &[u8], room: &mut Room) -> Result<Tree, PackError> {
     let mut reader = Reader::new(bytes);
     let (count, device_sizes) = read_head(&mut reader)?;
     let mut budget = COLUMNS_MAX;
@@ -98,7 +100,7 @@ pub fn unpack(bytes: &[u8]) -> Result<Tree, PackError> {
         inline: next()?,
         sizes: sizes.iter(),
         place: Place::START,
-        room: Room::all(),
+        room,
     };
     let inodes = unpacker.walk(count)?;
     if !reader.is_empty() || !unpacker.is_empty() {
@@ -287,4 +289,50 @@ impl Unpacker<'_> {
 
 fn pick<T>(values: &[T], number: u64) -> Result<&T, Malformed> {
     usize::try_from(number).ok().and_then(|number| values.get(number)).ok_or(ENDS)
+}
+
+/// Checks a file name.
+fn must_be_name(name: &[u8]) -> Result<(), &'static str> {
+    let bad = name.is_empty() || name.len() > 255 || matches!(name, b"." | b"..");
+    if bad || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+        return Err("a name that no file can have");
+    }
+    Ok(())
+}
+
+/// Checks a symlink's target.
+fn must_be_target(target: &[u8]) -> Result<(), &'static str> {
+    if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
+        return Err("a symlink's target that no link can have");
+    }
+    Ok(())
+}
+
+/// Checks a file's extents.
+fn check_extents(file: &FileData, device_sizes: &[u64]) -> Result<(), &'static str> {
+    let mut position = 0;
+    for extent in &file.extents {
+        let end = extent.file_offset.checked_add(extent.len).filter(|end| *end <= file.size);
+        let end = end.ok_or("an extent beyond the end of its file")?;
+        if extent.len == 0 || extent.file_offset < position {
+            return Err("extents that are empty, overlap or are out of order");
+        }
+        position = end;
+        match &extent.source {
+            ExtentSource::Device { device, offset } => {
+                let size = device.checked_sub(1).and_then(|n| device_sizes.get(usize::from(n)));
+                if size.is_none_or(|size| offset.checked_add(extent.len).is_none_or(|end| end > *size)) {
+                    return Err("an extent outside its device");
+                }
+                if offset % UNIT != 0 {
+                    return Err("an extent that isn't on a 512-byte boundary of its device");
+                }
+            }
+            ExtentSource::Inline(bytes) if bytes.len() as u64 != extent.len => {
+                return Err("an extent of another length than its bytes");
+            }
+            ExtentSource::Inline(_) => {}
+        }
+    }
+    Ok(())
 }

@@ -31,14 +31,10 @@ const DEVICES_MAX: usize = 4096;
 /// one directory), or a bound: directories deeper than [`MAX_DEPTH`](super::MAX_DEPTH), chunk tables over 64 MiB for
 /// one file, an image of over 1 GiB.
 pub fn write(tree: &Tree) -> Result<Vec<u8>, ErofsError> {
-    if tree.device_sizes.len() > DEVICES_MAX {
-        return Err(ErofsError::Tree(format!("it has {} devices, more than {DEVICES_MAX}", tree.device_sizes.len())));
-    }
-    let meta_start = SUPER_OFFSET + SUPER_SIZE + DEVICE_SLOT * tree.device_sizes.len();
-    let plan = Plan::new(tree, meta_start as u64)?;
+    let plan = plan(tree)?;
     let mut image = vec![0; plan.image_size() as usize];
     for (n, size) in tree.device_sizes.iter().enumerate() {
-        put_device(&mut image, SUPER_OFFSET + SUPER_SIZE + n * DEVICE_SLOT, *size)?;
+        put_device(&mut image, SUPER_OFFSET + SUPER_SIZE + n * DEVICE_SLOT, *size);
     }
     put(&mut image, plan.shared_xattrs_offset() as usize, plan.shared_xattrs());
     for (number, planned) in plan.inodes().iter().enumerate() {
@@ -67,17 +63,33 @@ pub fn write(tree: &Tree) -> Result<Vec<u8>, ErofsError> {
     Ok(image)
 }
 
+/// Checks that [`write`] would take `tree`.
+///
+/// # Errors
+/// As [`write`].
+pub fn check(tree: &Tree) -> Result<(), ErofsError> {
+    plan(tree).map(|_| ())
+}
+
+fn plan(tree: &Tree) -> Result<Plan<'_>, ErofsError> {
+    let devices = &tree.device_sizes;
+    if devices.len() > DEVICES_MAX {
+        return Err(ErofsError::Tree(format!("it has {} devices, more than {DEVICES_MAX}", devices.len())));
+    }
+    if let Some(size) = devices.iter().find(|size| size.div_ceil(BLOCK) >= u64::from(NULL_BLOCK)) {
+        return Err(ErofsError::Tree(format!("a device of {size} bytes is larger than 2 TiB")));
+    }
+    Plan::new(tree, (SUPER_OFFSET + SUPER_SIZE + DEVICE_SLOT * devices.len()) as u64)
+}
+
 fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
     image[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 /// A slot of the device table. Its size in bytes, which the kernel doesn't ask for, is in the reserved bytes.
-fn put_device(image: &mut [u8], at: usize, size: u64) -> Result<(), ErofsError> {
-    let blocks = u32::try_from(size.div_ceil(BLOCK)).ok().filter(|blocks| *blocks != NULL_BLOCK);
-    let blocks = blocks.ok_or_else(|| ErofsError::Tree(format!("a device of {size} bytes is larger than 2 TiB")))?;
-    put(image, at + 64, &blocks.to_le_bytes());
+fn put_device(image: &mut [u8], at: usize, size: u64) {
+    put(image, at + 64, &(size.div_ceil(BLOCK) as u32).to_le_bytes());
     put(image, at + DEVICE_SLOT - 8, &size.to_le_bytes());
-    Ok(())
 }
 
 fn put_inode(image: &mut [u8], tree: &Tree, plan: &Plan<'_>, number: u32, planned: &Planned) {
