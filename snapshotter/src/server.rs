@@ -16,8 +16,8 @@ use tokio::{
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-/// How long requests under way may take to end once the daemon is told to stop.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long requests under way may take to end, and clients to hang up, once the daemon is told to stop.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// A listening socket; its file goes when this is dropped.
 pub struct Socket {
@@ -75,7 +75,7 @@ impl Socket {
         match tokio::time::timeout(GRACE, server).await {
             Ok(ended) => ended.context("serve containerd"),
             Err(_) => {
-                tracing::warn!("requests are still under way after {} s: stopping nevertheless", GRACE.as_secs());
+                tracing::info!("not everybody hung up within {} s: stopping nevertheless", GRACE.as_secs());
                 Ok(())
             }
         }
