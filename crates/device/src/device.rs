@@ -9,7 +9,7 @@ use crate::{
     readers::{Readers, Triggers},
     run::Run,
     source::{Source, SourceError},
-    sources::Sources,
+    sources::{Picked, Sources},
     storage::Storage,
 };
 use bytes::{Bytes, BytesMut};
@@ -320,7 +320,7 @@ impl Device {
         match timeout(after, landing).await {
             Ok(landed) => landed.map(|()| unstored),
             Err(_) => {
-                let from = self.layer.pick(0).map_or_else(String::new, |(_, source)| source.describe());
+                let from = self.layer.pick(0).map_or_else(String::new, |picked| picked.source.describe());
                 Err(DeviceError::Timeout { device: self.digest, span: waiting_for, from, after })
             }
         }
@@ -405,7 +405,7 @@ impl Device {
     }
 
     async fn fetch_checkpoints(&self, range: Range<u64>, attempt: usize) -> Result<Bytes, SourceError> {
-        let Some((number, source)) = self.checkpoints.pick(attempt) else {
+        let Some(Picked { number, source }) = self.checkpoints.pick(attempt) else {
             return Err(SourceError::new("no source of checkpoints is known"));
         };
         let failed = |error: &dyn fmt::Display| SourceError::new(format!("checkpoints {}: {error}", source.describe()));

@@ -8,16 +8,13 @@ use crate::{
     limits::Taken,
     options::Priority,
     source::{ByteStream, Source, SourceError},
+    sources::Picked,
 };
 use bytes::Bytes;
 use clipper_format::span::{Span, Start};
 use futures::StreamExt;
 use std::{collections::VecDeque, future::Future, ops::Range, pin::pin, sync::Arc, time::Duration};
-use tokio::{
-    sync::Notify,
-    task::JoinHandle,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 /// Most attempts at one span, over all sources.
 const ATTEMPTS_MAX: usize = 4;
@@ -47,7 +44,6 @@ pub(crate) enum Why {
 struct Tries {
     span: usize,
     count: usize,
-    since: Instant,
 }
 
 /// Where one attempt reads from.
@@ -57,8 +53,7 @@ struct Attempt {
     lead: usize,
     end: usize,
     count: usize,
-    layer: Arc<dyn Source>,
-    layer_number: usize,
+    source: Picked,
     time: Duration,
 }
 
@@ -68,16 +63,25 @@ struct Pending {
     job: JoinHandle<Result<Decoded, String>>,
 }
 
-/// A span that has been decoded, verified and landed.
+/// A span that has been decoded and verified.
+struct Verified {
+    decoder: Decoder,
+    offset: u64,
+    bytes: Vec<u8>,
+    _memory: Taken,
+}
+
+/// What is left of a span after it has landed.
 struct Decoded {
     decoder: Decoder,
     unstored: Option<DeviceError>,
 }
 
-/// The connection that a run was granted, and for which priority.
+/// The connection that a run was granted, and for which priority; others see that it is busy.
 struct Connection {
     priority: Priority,
     taken: Taken,
+    busy: Option<Busy>,
 }
 
 /// Source bytes and memory for one span.
@@ -96,20 +100,29 @@ impl Run {
     pub(crate) async fn fly(self) {
         let Some(first) = self.device.board().remaining(self.id).map(|left| left.start) else { return };
         let Some(mut connection) = self.connect(first).await else { return };
-        let mut tries = Tries { span: first, count: 0, since: Instant::now() };
+        let mut tries = Tries { span: first, count: 0 };
         loop {
             let Some(left) = self.device.board().remaining(self.id) else { break };
             if left.start != tries.span {
-                tries = Tries { span: left.start, count: 0, since: Instant::now() };
+                tries = Tries { span: left.start, count: 0 };
             }
+            let Some(source) = self.device.layer.pick(tries.count) else { break };
+            let attempt = Attempt {
+                first: left.start,
+                lead: self.lead(left.start),
+                end: left.end,
+                count: tries.count,
+                source,
+                time: self.device.shared.options.fetch_timeout / self.attempts_max() as u32,
+            };
             // A large future: it holds the whole of an attempt.
-            let Err(broken) = Box::pin(self.attempt(left, tries.count, &mut connection)).await else { continue };
+            let Err(broken) = Box::pin(self.attempt(&attempt, &mut connection)).await else { continue };
             self.device.board().rewind(self.id, broken.span);
             if broken.span != tries.span {
-                tries = Tries { span: broken.span, count: 0, since: Instant::now() };
+                tries = Tries { span: broken.span, count: 0 };
             }
             tries.count += 1;
-            if !self.goes_on(broken, &tries) {
+            if !self.goes_on(broken, &attempt, &tries) {
                 break;
             }
         }
@@ -118,24 +131,24 @@ impl Run {
     /// Waits for a connection to fetch `span` by; `None` if the span isn't wanted any more.
     async fn connect(&self, span: usize) -> Option<Connection> {
         let limits = &self.device.shared.limits;
-        let connect = async |priority| Connection { priority, taken: limits.connection(priority).await };
+        let connect = async |priority| Connection { priority, taken: limits.connection(priority).await, busy: None };
         self.at_priority(span, connect).await
     }
 
     /// What becomes of the run after an attempt broke: whether it goes on, with that span or the next.
-    fn goes_on(&self, broken: Broken, tries: &Tries) -> bool {
+    fn goes_on(&self, broken: Broken, attempt: &Attempt, tries: &Tries) -> bool {
         let device = &self.device;
-        let source = device.layer.pick(tries.count - 1).map(|(_, source)| source);
-        let from = source.as_ref().map_or_else(String::new, |source| source.describe());
-        let late = tries.since.elapsed() >= device.shared.options.fetch_timeout;
-        let last = late || tries.count >= self.attempts_max();
+        let from = attempt.source.source.describe();
+        let last = tries.count >= self.attempts_max();
         let (span, digest) = (broken.span, device.digest());
         let (corrupt, ends) =
             (matches!(broken.why, Why::Corrupt(_)), matches!(broken.why, Why::Full(_) | Why::Stopped));
         if corrupt {
             device.forget_checkpoint(span);
-            let checkpoints = device.checkpoints.pick(tries.count - 1).map(|(_, source)| source);
-            source.into_iter().chain(checkpoints).for_each(|source| source.distrust());
+            attempt.source.source.distrust();
+            if let Some(checkpoints) = device.checkpoints.pick(attempt.count) {
+                checkpoints.source.distrust();
+            }
             device.counters.corrupt();
         }
         let error = match broken.why {
@@ -154,7 +167,11 @@ impl Run {
             tracing::warn!(error = error.chain(), "trying again");
             return true;
         }
-        tracing::error!(error = error.chain(), "giving up");
+        if corrupt || device.board().priority(self.id, span) == Some(Priority::Foreground) {
+            tracing::error!(error = error.chain(), "giving up");
+        } else {
+            tracing::warn!(error = error.chain(), "giving up for now");
+        }
         if corrupt {
             // What follows may be sound.
             let mut board = device.board();
@@ -172,42 +189,33 @@ impl Run {
 
     /// One GET from the first of the spans `left` on, until the run ends or something breaks. Spans that landed before
     /// it broke are kept.
-    async fn attempt(&self, left: Range<usize>, count: usize, connection: &mut Connection) -> Result<(), Broken> {
-        let first = left.start;
-        let Some((layer_number, layer)) = self.device.layer.pick(count) else {
-            return Err(Broken { span: first, why: Why::Source(SourceError::new("there is no source")) });
-        };
-        let time = self.device.shared.options.fetch_timeout / self.attempts_max() as u32;
-        let lead = self.lead(first);
-        let attempt = Attempt { first, lead, end: left.end, count, layer, layer_number, time };
-        let mut body = Body::new(&attempt, self.device.spans());
+    async fn attempt(&self, attempt: &Attempt, connection: &mut Connection) -> Result<(), Broken> {
+        let first = attempt.first;
+        let mut body = Body::new(attempt, self.device.spans());
         let mut decoder = None;
         let mut pending: Option<Pending> = None;
         let mut span = attempt.lead;
         loop {
-            let mut loading = pin!(self.load(&attempt, span, &mut body, connection));
+            let mut loading = pin!(self.load(attempt, span, &mut body, connection));
             let loaded = loop {
                 tokio::select! {
                     biased;
-                    decoded = settle(&mut pending), if pending.is_some() => decoder = Some(self.settled(decoded, &attempt)?),
+                    decoded = settle(&mut pending), if pending.is_some() => decoder = Some(self.settled(decoded, attempt)?),
                     loaded = &mut loading => break loaded,
                 }
             };
             if pending.is_some() {
                 let decoded = settle(&mut pending).await;
-                decoder = Some(self.settled(decoded, &attempt)?);
+                decoder = Some(self.settled(decoded, attempt)?);
             }
             let Some(loaded) = loaded.map_err(|why| Broken { span: span.max(first), why })? else { return Ok(()) };
-            if attempt.count > 0 && span >= first {
-                self.device.layer.prefer(attempt.layer_number);
-            }
-            pending = Some(self.decode(span, span >= first, loaded, decoder.take()));
+            pending = Some(self.decode(span, attempt, loaded, decoder.take()));
             let next = if span < first { Some(span + 1) } else { self.device.board().advance(self.id, span) };
             match next {
                 Some(next) => span = next,
                 None => {
                     let decoded = settle(&mut pending).await;
-                    return self.settled(decoded, &attempt).map(drop);
+                    return self.settled(decoded, attempt).map(drop);
                 }
             }
         }
@@ -236,6 +244,10 @@ impl Run {
         let (device, shared) = (&self.device, &self.device.shared);
         let Some(described) = device.spans().get(span) else { return Ok(None) };
         let urgent = span.max(attempt.first);
+        if device.board().priority(self.id, urgent) != Some(Priority::Prefetch) {
+            // Before it waits for prefetch to end: that must not be itself.
+            connection.busy = None;
+        }
         let Some(priority) = self.at_priority(urgent, |priority| self.give_way(priority, described)).await else {
             return Ok(None);
         };
@@ -247,6 +259,9 @@ impl Run {
                 None => return Ok(None),
             }
         }
+        if priority == Priority::Prefetch && connection.busy.is_none() {
+            connection.busy = Some(shared.activity.enter(priority));
+        }
         let bytes = u64::from(described.source_len) + u64::from(described.device_len);
         let Some(memory) = self.at_priority(urgent, |priority| shared.limits.memory(priority, bytes)).await else {
             return Ok(None);
@@ -254,7 +269,6 @@ impl Run {
         if !device.board().begin(self.id, urgent) {
             return Ok(None);
         }
-        let _busy: Option<Busy> = (priority == Priority::Prefetch).then(|| shared.activity.enter(priority));
         let keep = device.spans().get(span + 1).map_or(u64::MAX, |next| next.source_offset);
         let source = async {
             let source = body.take(described.source_range(), keep).await;
@@ -314,12 +328,20 @@ impl Run {
     }
 
     /// Decodes `span` on a thread that may block, verifies and writes it, and lands its flight.
-    fn decode(&self, span: usize, land: bool, loaded: Loaded, decoder: Option<Decoder>) -> Pending {
+    fn decode(&self, span: usize, attempt: &Attempt, loaded: Loaded, decoder: Option<Decoder>) -> Pending {
         let (device, id) = (Arc::clone(&self.device), self.id);
+        let land = span >= attempt.first;
+        let source = (attempt.count > 0).then_some(attempt.source.number);
         let job = async move {
             let _one = device.shared.limits.decoder().await;
             let runtime = device.shared.runtime.clone();
-            let job = runtime.spawn_blocking(move || decode(&device, id, span, land, loaded, decoder));
+            let job = runtime.spawn_blocking(move || {
+                let decoded = decode(&device, span, loaded, decoder)?;
+                if let Some(number) = source {
+                    device.layer.prefer(number);
+                }
+                Ok(decoded.land(&device, land.then_some(id), span))
+            });
             match job.await {
                 Ok(decoded) => decoded,
                 Err(error) if error.is_cancelled() => std::future::pending().await,
@@ -366,14 +388,8 @@ async fn settle(pending: &mut Option<Pending>) -> (usize, Result<Decoded, Why>) 
     (span, decoded)
 }
 
-fn decode(
-    device: &Device,
-    id: RunId,
-    span: usize,
-    land: bool,
-    loaded: Loaded,
-    decoder: Option<Decoder>,
-) -> Result<Decoded, String> {
+/// Decodes and verifies a span.
+fn decode(device: &Device, span: usize, loaded: Loaded, decoder: Option<Decoder>) -> Result<Verified, String> {
     let described = device.spans().get(span).ok_or("it is not in the table")?;
     let carried = decoder.filter(|_| matches!(described.start, Start::Gzip { .. }));
     let mut decoder = match carried {
@@ -381,13 +397,19 @@ fn decode(
         None => Decoder::start(described, loaded.group.as_ref())?,
     };
     let bytes = decoder.decode(described, loaded.source)?;
-    let unstored = device.store(described.device_offset, &bytes).err();
-    if land {
-        let landed = unstored.clone().map_or(Landed::Stored, |error| Landed::Unstored(bytes.into(), error));
-        device.board().land(id, span, Ok(landed), device.shared.options.retry_after);
+    Ok(Verified { decoder, offset: described.device_offset, bytes, _memory: loaded.memory })
+}
+
+impl Verified {
+    /// Writes the span, and lands its flight if it was fetched for that.
+    fn land(self, device: &Device, run: Option<RunId>, span: usize) -> Decoded {
+        let unstored = device.store(self.offset, &self.bytes).err();
+        if let Some(run) = run {
+            let landed = unstored.clone().map_or(Landed::Stored, |error| Landed::Unstored(self.bytes.into(), error));
+            device.board().land(run, span, Ok(landed), device.shared.options.retry_after);
+        }
+        Decoded { decoder: self.decoder, unstored }
     }
-    drop(loaded.memory);
-    Ok(Decoded { decoder, unstored })
 }
 
 /// The body of one GET, opened when its first bytes are wanted.
@@ -408,7 +430,7 @@ impl Body {
         let spans = spans.get(attempt.lead..attempt.end).unwrap_or_default();
         let start = spans.first().map_or(0, |span| span.source_offset);
         let end = spans.iter().map(|span| span.source_range().end).max().unwrap_or(start);
-        let source = Arc::clone(&attempt.layer);
+        let source = Arc::clone(&attempt.source.source);
         Self { source, stream: None, chunks: VecDeque::new(), start, arrived: start, end }
     }
 

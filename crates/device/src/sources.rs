@@ -14,6 +14,12 @@ pub(crate) struct Sources {
     preferred: AtomicUsize,
 }
 
+/// One of them, and its number.
+pub(crate) struct Picked {
+    pub(crate) number: usize,
+    pub(crate) source: Arc<dyn Source>,
+}
+
 impl Sources {
     pub(crate) fn new(first: Option<Arc<dyn Source>>) -> Self {
         Self { list: RwLock::new(first.into_iter().collect()), preferred: AtomicUsize::new(0) }
@@ -33,11 +39,11 @@ impl Sources {
         self.list.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The source for the `attempt`th attempt, counted from 0, and its number.
-    pub(crate) fn pick(&self, attempt: usize) -> Option<(usize, Arc<dyn Source>)> {
+    /// The source for the `attempt`th attempt, counted from 0.
+    pub(crate) fn pick(&self, attempt: usize) -> Option<Picked> {
         let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
         let number = self.preferred.load(Ordering::Relaxed).wrapping_add(attempt).checked_rem(list.len())?;
-        Some((number, Arc::clone(list.get(number)?)))
+        Some(Picked { number, source: Arc::clone(list.get(number)?) })
     }
 
     /// Source `number` works: it comes first from now on.
