@@ -1,6 +1,6 @@
 //! Indexed images in an OCI layout directory, and a store on a directory of its own.
 use crate::tarball::{Entry, tarball};
-use clipper_device::DeviceOptions;
+use clipper_device::{DeviceError, DeviceOptions};
 use clipper_format::{
     Digest,
     gzip::{self, CHECKPOINTS_PER_GROUP, IndexOptions, IndexedSpan},
@@ -12,11 +12,18 @@ use clipper_format::{
     stored::StoredIndexer,
     tar::{LayerWalker, Limits},
 };
-use clipper_mount::{LayerRef, MountOptions, Mounted, Store, StoreOptions, accelerated};
+use clipper_mount::{LayerRef, MountOptions, Mounted, Store, StoreError, StoreOptions, accelerated};
 use clipper_registry::{Client, ClientOptions, Reference};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
-use std::{fs, io::Write as _, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -223,8 +230,20 @@ pub fn client() -> Client {
 }
 
 fn open_store(root: PathBuf) -> Arc<Store> {
-    let options = StoreOptions { root, client: client(), devices: DeviceOptions::default() };
-    Store::open(options, Handle::current()).unwrap()
+    let open = || {
+        let options = StoreOptions { root: root.clone(), client: client(), devices: DeviceOptions::default() };
+        Store::open(options, Handle::current())
+    };
+    // A program that another test is starting holds the lock of a dropped store until its exec.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match open() {
+            Err(StoreError::Devices { source: DeviceError::InUse { .. }, .. }) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// The image that `reference` leads to.
