@@ -40,8 +40,13 @@ pub struct Trail {
     first: u8,
     /// Boundaries, one at the end of each block from the span's start on.
     marks: VecDeque<Mark>,
-    /// Buffer position of the first mark.
+    /// Buffer position of the first mark, where the span at hand starts.
     origin: usize,
+    /// Fewest and most blocks that a span gets, unless the device ends.
+    least: usize,
+    most: usize,
+    /// Where a span of the fewest blocks ends: references from before don't cross any possible cut.
+    active: usize,
     /// The member or block that started last.
     begun: Option<Begun>,
     /// Bits of the blob before the input at hand.
@@ -56,10 +61,20 @@ struct Begun {
 }
 
 impl Trail {
-    /// The trail of a buffer of `size` bytes in which the device starts at position `origin`.
-    pub fn new(size: usize, origin: usize) -> Self {
-        let mut trail =
-            Self { last: vec![0; size], first: 0, marks: VecDeque::new(), origin, begun: None, base_bits: 0 };
+    /// The trail of a buffer of `size` bytes in which spans of at most `most` blocks start at position `origin`.
+    pub fn new(size: usize, origin: usize, most: usize) -> Self {
+        let least = most / 2;
+        let mut trail = Self {
+            last: vec![0; size],
+            first: 0,
+            marks: VecDeque::new(),
+            origin,
+            least,
+            most,
+            active: origin + least * GRID,
+            begun: None,
+            base_bits: 0,
+        };
         trail.marks.push_back(Mark { bit: 0, skip: 0, state: None, end: 0 });
         trail.enter(origin);
         trail
@@ -118,43 +133,47 @@ impl Trail {
         self.last[at].wrapping_sub(own) >= self.block_at(boundary).wrapping_sub(own)
     }
 
-    /// Bytes before `boundary` that are referred to from there on and aren't zero.
-    fn cost(&self, bytes: &[u8], boundary: usize) -> usize {
+    /// Bytes before `boundary` that are referred to from there on and aren't zero, unless there are more than `most`.
+    fn cost(&self, bytes: &[u8], boundary: usize, most: usize) -> Option<usize> {
         let number = self.block_at(boundary);
-        let start = boundary - (WINDOW + GRID);
-        let (last, bytes) = (&self.last[start..boundary], &bytes[start..boundary]);
         let mut cost = 0;
-        for (i, (last, bytes)) in last.chunks_exact(GRID).zip(bytes.chunks_exact(GRID)).enumerate() {
-            let own = number.wrapping_sub((WINDOW / GRID + 1 - i) as u8);
-            let least = number.wrapping_sub(own);
+        // The nearest block comes first: it is referred to most, so that most boundaries are soon found too dear.
+        for distance in 1..=(WINDOW + GRID) / GRID {
+            let block = boundary - distance * GRID..boundary - (distance - 1) * GRID;
+            let own = number.wrapping_sub(distance as u8);
             // 128 rounds of lanes that count to 255: the compiler makes vector instructions of it.
             let mut lanes = [0u8; LANES];
-            for (last, bytes) in last.chunks_exact(LANES).zip(bytes.chunks_exact(LANES)) {
+            let last = self.last[block.clone()].chunks_exact(LANES);
+            for (last, bytes) in last.zip(bytes[block].chunks_exact(LANES)) {
                 for ((lane, last), byte) in lanes.iter_mut().zip(last).zip(bytes) {
-                    *lane += u8::from((last.wrapping_sub(own) >= least) & (*byte != 0));
+                    *lane += u8::from((last.wrapping_sub(own) >= distance as u8) & (*byte != 0));
                 }
             }
             cost += lanes.iter().map(|&lane| usize::from(lane)).sum::<usize>();
-        }
-        cost
-    }
-
-    /// Chooses the number of blocks of the span that starts at the first mark, from those in `range`.
-    pub fn choose(&self, bytes: &[u8], range: std::ops::RangeInclusive<usize>) -> usize {
-        let longest = *range.end();
-        let mut best = (u64::MAX, longest);
-        for blocks in range.rev() {
-            let cost = if self.mark(blocks).is_some_and(|mark| mark.state.is_none()) {
-                0
-            } else {
-                self.cost(bytes, self.origin + blocks * GRID)
-            };
-            let rate = ((cost + FIXED_COST) as u64 * 65536) / blocks as u64;
-            if rate < best.0 {
-                best = (rate, blocks);
+            if cost > most {
+                return None;
             }
         }
-        best.1
+        Some(cost)
+    }
+
+    /// Chooses how many blocks the span at hand gets: so that starting the next one there costs least for each block;
+    /// if costs are equal, as many as possible.
+    pub fn choose(&self, bytes: &[u8]) -> usize {
+        let mut best: Option<(usize, usize)> = None;
+        for blocks in (self.least..=self.most).rev() {
+            // The most that is still less for each block than the best so far.
+            let most = best.map_or(usize::MAX, |(cost, of)| (cost * blocks - 1) / of);
+            let Some(most) = most.checked_sub(FIXED_COST) else { continue };
+            let cost = match self.mark(blocks) {
+                Some(Mark { state: None, .. }) => Some(0),
+                _ => self.cost(bytes, self.origin + blocks * GRID, most),
+            };
+            if let Some(cost) = cost {
+                best = Some((cost + FIXED_COST, blocks));
+            }
+        }
+        best.map_or(self.most, |(_, blocks)| blocks)
     }
 
     /// Slides the buffer down by `blocks` blocks; `used` bytes of it are in use.
@@ -178,6 +197,9 @@ fn state_of(begun: Begun) -> Option<(Block, bool)> {
 impl Matches for Trail {
     #[inline]
     fn matched(&mut self, source: usize, length: usize, end: usize) {
+        if end <= self.active {
+            return;
+        }
         let number = self.block_at(end - 1);
         self.last[source..source + length].fill(number);
     }

@@ -86,7 +86,7 @@ impl Indexer {
             bytes: vec![0; size],
             at: HISTORY,
             floor: HISTORY,
-            trail: Trail::new(size, HISTORY),
+            trail: Trail::new(size, HISTORY, span_blocks),
             device_offset: 0,
             checkpoints: 0,
             crc: crc32fast::Hasher::new(),
@@ -209,7 +209,7 @@ impl Indexer {
         let (length, end) = if decoded <= self.span_blocks * GRID {
             (decoded, self.data_end)
         } else {
-            let blocks = self.trail.choose(&self.bytes, self.span_blocks / 2..=self.span_blocks);
+            let blocks = self.trail.choose(&self.bytes);
             (blocks * GRID, self.trail.mark(blocks).map_or(self.data_end, |mark| mark.end))
         };
         let source_offset = start.bit >> 3;
