@@ -69,6 +69,9 @@ fn merge_with(
     if u16::try_from(layers.len()).is_err() {
         return Err(MergeError::TooManyLayers(layers.len()));
     }
+    for (number, layer) in layers.iter_mut().enumerate() {
+        settle_bottom(layer, number == 0 && !keep_whiteouts);
+    }
     inherit::resolve(&mut layers, below)?;
     let root = Inode::empty_directory();
     let mut union = Union { tree: Tree { inodes: vec![root], device_sizes: Vec::new() }, keep_whiteouts };
@@ -77,6 +80,19 @@ fn merge_with(
     }
     union.tree.compact();
     Ok(union.tree)
+}
+
+/// Removes the marks of what isn't there in an image's first layer, and in that the marked names.
+fn settle_bottom(layer: &mut Tree, is_first: bool) {
+    for inode in &mut layer.inodes {
+        if let Some(gone) = inode.xattrs.remove(BOTTOM_XATTR).filter(|_| is_first)
+            && let Content::Directory(entries) = &mut inode.content
+        {
+            for name in gone.split(|b| *b == b'/') {
+                entries.remove(name);
+            }
+        }
+    }
 }
 
 /// The layers merged so far.
@@ -90,8 +106,6 @@ struct Upper {
     number: usize,
     device: u16,
     device_size: u64,
-    /// Whether this is the image's first layer.
-    is_bottom: bool,
     inodes: Vec<Inode>,
     /// Where each inode went; several names may lead to it.
     placed: Vec<Option<InodeId>>,
@@ -108,8 +122,7 @@ impl Union {
         // Counted in `merge_with`.
         let device = (number + 1) as u16;
         let placed = vec![None; layer.inodes.len()];
-        let is_bottom = number == 0 && !self.keep_whiteouts;
-        let mut upper = Upper { number, device, device_size, is_bottom, inodes: layer.inodes, placed };
+        let mut upper = Upper { number, device, device_size, inodes: layer.inodes, placed };
         let (mut root, entries) = upper.take_directory(ROOT)?;
         // overlayfs never looks for the mark on its layers' roots.
         root.xattrs.remove(OPAQUE_XATTR);
@@ -203,12 +216,7 @@ impl Upper {
         }
         let mut inode = std::mem::replace(inode, Inode::empty_directory());
         let Content::Directory(entries) = &mut inode.content else { return Err(broken) };
-        let mut entries = std::mem::take(entries);
-        if let Some(gone) = inode.xattrs.remove(BOTTOM_XATTR).filter(|_| self.is_bottom) {
-            for name in gone.split(|b| *b == b'/') {
-                entries.remove(name);
-            }
-        }
+        let entries = std::mem::take(entries);
         Ok((inode, entries))
     }
 

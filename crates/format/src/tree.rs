@@ -4,16 +4,9 @@ use std::collections::BTreeMap;
 /// Xattr by which overlayfs knows an opaque directory (kernel, Documentation/filesystems/overlayfs.rst).
 pub const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 
-/// Xattr that marks, in a layer's own tree only, a directory that the layer never described: it exists because
-/// something below it does. A merge gives it the attributes of the directory in the layers below and drops the mark.
+/// Xattr that marks, in a layer's own tree only, a directory that came to be because something in it did. A merge gives
+/// it the attributes of the directory in the layers below and drops the mark. Its value is an [`Inherits`].
 pub const IMPLICIT_XATTR: &[u8] = b"trusted.clipper.implicit";
-
-/// Value of [`IMPLICIT_XATTR`]: owner, mode, time and extended attributes come from below.
-pub const INHERITS_ALL: &[u8] = b"";
-
-/// Value of [`IMPLICIT_XATTR`]: the layer described the directory, but only after it had to exist; so all is the
-/// layer's own, and extended attributes that it doesn't set come from below (containerd leaves them in place).
-pub const INHERITS_XATTRS: &[u8] = b"xattrs";
 
 /// Xattr of a directory, in a layer's own tree only: names in it, joined by `/`, that aren't there if the layer is an
 /// image's first, because containerd unpacks that one by other rules (see `tar::bottom`). A merge removes it.
@@ -108,6 +101,19 @@ pub enum ExtentSource {
     Inline(Vec<u8>),
 }
 
+/// What a directory that a layer made only as a parent takes from the directory below; always extended attributes that
+/// the layer doesn't set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inherits {
+    /// Owner and mode: unless the layer described the directory later on.
+    pub owner: bool,
+    /// Modification time: unless the layer gave one later on.
+    pub time: bool,
+    /// The layer described the parent directory, itself made only as a parent, after this one was made. It makes a
+    /// difference if nothing is below: the group then is what the parent inherited, if that was setgid.
+    pub early: bool,
+}
+
 /// A device file's number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceNumber {
@@ -146,9 +152,31 @@ impl Inode {
         self.xattrs.get(OPAQUE_XATTR).is_some_and(|v| v == b"y")
     }
 
-    /// Whether a merge has to look below for attributes of this directory: all, or only extended ones.
-    pub fn is_implicit(&self) -> bool {
-        self.xattrs.contains_key(IMPLICIT_XATTR)
+    /// What a merge has to take from below for this directory; `None` if the layer described it from the start.
+    pub fn inherits(&self) -> Option<Inherits> {
+        self.xattrs.get(IMPLICIT_XATTR).map(|value| Inherits::from_bytes(value))
+    }
+
+    /// Marks a directory.
+    pub fn set_inherits(&mut self, inherits: Inherits) {
+        self.xattrs.insert(IMPLICIT_XATTR.to_vec(), inherits.to_bytes());
+    }
+}
+
+impl Inherits {
+    /// A directory that the layer never described.
+    pub const ALL: Self = Self { owner: true, time: true, early: false };
+
+    /// The value of [`IMPLICIT_XATTR`]: the letters o, t, e for what is set.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let letters = [(self.owner, b'o'), (self.time, b't'), (self.early, b'e')];
+        letters.into_iter().filter(|(set, _)| *set).map(|(_, letter)| letter).collect()
+    }
+
+    /// Reads [`Inherits::to_bytes`]; other letters are ignored.
+    pub fn from_bytes(value: &[u8]) -> Self {
+        let [owner, time, early] = [b'o', b't', b'e'].map(|letter| value.contains(&letter));
+        Self { owner, time, early }
     }
 }
 
@@ -156,7 +184,7 @@ impl Tree {
     /// A tree with nothing but an implicit root.
     pub fn empty() -> Self {
         let mut root = Inode::empty_directory();
-        root.xattrs.insert(IMPLICIT_XATTR.to_vec(), INHERITS_ALL.to_vec());
+        root.set_inherits(Inherits::ALL);
         Self { inodes: vec![root], device_sizes: Vec::new() }
     }
 

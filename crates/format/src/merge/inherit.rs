@@ -5,7 +5,7 @@
 use super::MergeError;
 use crate::tar::rootpath::{Found, find, root_path};
 use crate::tar::xattrs::chmod;
-use crate::tree::{Content, IMPLICIT_XATTR, INHERITS_XATTRS, Inode, InodeId, ROOT, Tree};
+use crate::tree::{Content, IMPLICIT_XATTR, Inherits, Inode, InodeId, ROOT, Tree};
 
 /// What layers below hold at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,20 +44,25 @@ pub(super) fn resolve(layers: &mut [Tree], below: &mut dyn FnMut(&[u8]) -> Below
             if std::mem::replace(&mut seen[id], true) {
                 return Err(broken(id));
             }
-            let mut inherited_group = None;
-            if let Some(mark) = inode.xattrs.remove(IMPLICIT_XATTR) {
-                let only_xattrs = mark == INHERITS_XATTRS;
-                match look_below(lower, &path, below) {
-                    Some(found) => inherit(inode, &found, only_xattrs),
-                    None if only_xattrs => {}
-                    None => inode.gid = group.unwrap_or(inode.gid),
+            let mut handed_down = None;
+            if let Some(inherits) = inode.inherits() {
+                inode.xattrs.remove(IMPLICIT_XATTR);
+                let found = look_below(lower, &path, below);
+                match (&found, group) {
+                    (Some(found), _) => inherit(inode, found, inherits),
+                    (None, Some(from)) if inherits.owner && (inherits.early || !from.only_early) => {
+                        inode.gid = from.gid;
+                    }
+                    (None, _) => {}
                 }
-                inherited_group = (!only_xattrs && inode.perm & 0o2000 != 0).then_some(inode.gid);
+                handed_down = found
+                    .filter(|found| found.perm & 0o2000 != 0)
+                    .map(|found| Group { gid: found.gid, only_early: !inherits.owner });
             }
             for (name, &child) in tree.entries(id).into_iter().flatten() {
                 let inode = tree.inodes.get(child).ok_or(broken(child))?;
                 if matches!(inode.content, Content::Directory(_)) {
-                    todo.push(Step::Enter { id: child, name: name.clone(), group: inherited_group });
+                    todo.push(Step::Enter { id: child, name: name.clone(), group: handed_down });
                 }
             }
         }
@@ -67,15 +72,16 @@ pub(super) fn resolve(layers: &mut [Tree], below: &mut dyn FnMut(&[u8]) -> Below
 
 /// A walk through all directories with one path buffer, however deep and wide they are.
 enum Step {
-    Enter {
-        id: InodeId,
-        name: Vec<u8>,
-        /// What a new directory gets from its setgid parent, if that was implicit.
-        group: Option<u32>,
-    },
-    Leave {
-        path_len: usize,
-    },
+    Enter { id: InodeId, name: Vec<u8>, group: Option<Group> },
+    Leave { path_len: usize },
+}
+
+/// What a new directory gets from a setgid parent that inherited being so.
+#[derive(Clone, Copy)]
+struct Group {
+    gid: u32,
+    /// The parent was described later on: only directories made before that get it.
+    only_early: bool,
 }
 
 fn look_below(lower: &[Tree], path: &[u8], below: &mut dyn FnMut(&[u8]) -> Below) -> Option<Inode> {
@@ -84,7 +90,7 @@ fn look_below(lower: &[Tree], path: &[u8], below: &mut dyn FnMut(&[u8]) -> Below
         let resolved = root_path(tree, path).ok()?;
         match find(tree, &resolved).ok()? {
             Found::Nothing => {}
-            Found::Whiteout => return None,
+            Found::Whiteout(_) => return None,
             Found::Inode(id) => {
                 let inode = tree.inodes.get(id)?;
                 return match inode.content {
@@ -106,18 +112,20 @@ fn attributes(inode: &Inode) -> Inode {
     Inode { perm, uid, gid, mtime, mtime_nsec, xattrs: inode.xattrs.clone(), ..Inode::empty_directory() }
 }
 
-fn inherit(inode: &mut Inode, found: &Inode, only_xattrs: bool) {
+fn inherit(inode: &mut Inode, found: &Inode, inherits: Inherits) {
     for (name, value) in &found.xattrs {
         // Trusted attributes, the opaque mark among them, aren't handed up.
         if !name.starts_with(b"trusted.") {
             inode.xattrs.entry(name.clone()).or_insert_with(|| value.clone());
         }
     }
-    if only_xattrs {
-        let perm = inode.perm;
-        chmod(inode, perm);
+    if inherits.owner {
+        (inode.perm, inode.uid, inode.gid) = (found.perm, found.uid, found.gid);
     } else {
-        let Inode { perm, uid, gid, mtime, mtime_nsec, .. } = *found;
-        (inode.perm, inode.uid, inode.gid, inode.mtime, inode.mtime_nsec) = (perm, uid, gid, mtime, mtime_nsec);
+        // The layer's own mode came after an inherited ACL.
+        chmod(inode, inode.perm);
+    }
+    if inherits.time {
+        (inode.mtime, inode.mtime_nsec) = (found.mtime, found.mtime_nsec);
     }
 }

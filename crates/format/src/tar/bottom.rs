@@ -5,7 +5,7 @@
 //! listed or not (`applyNaive` in archive/tar.go). The layer's tree keeps them, since above other layers they stay,
 //! and lists them for the merge in [`BOTTOM_XATTR`].
 use super::error::Problem;
-use crate::tree::{BOTTOM_XATTR, Content, IMPLICIT_XATTR, INHERITS_ALL, Inode, InodeId, Tree};
+use crate::tree::{BOTTOM_XATTR, Content, InodeId, Tree};
 use std::collections::BTreeSet;
 
 /// Entries looked at below opaque markers, in all of a layer: far more than any real layer has.
@@ -32,7 +32,7 @@ impl Bottom {
                 if !matches!(inode.content, Content::Directory(_)) {
                     continue;
                 }
-                if only_a_parent(inode) {
+                if inode.inherits().is_some_and(|inherits| inherits.owner) {
                     self.gone.insert((dir, name.clone()));
                 } else if !self.gone.contains(&(dir, name.clone())) {
                     todo.push(child);
@@ -66,8 +66,4 @@ impl Bottom {
             }
         }
     }
-}
-
-fn only_a_parent(inode: &Inode) -> bool {
-    inode.xattrs.get(IMPLICIT_XATTR).is_some_and(|mark| mark == INHERITS_ALL)
 }

@@ -114,7 +114,7 @@ impl Walk<'_> {
 pub(crate) fn lstat(tree: &Tree, path: &[u8]) -> Result<Option<InodeId>, Problem> {
     Ok(match find(tree, path)? {
         Found::Inode(id) => Some(id),
-        Found::Nothing | Found::Whiteout => None,
+        Found::Nothing | Found::Whiteout(_) => None,
     })
 }
 
@@ -122,8 +122,8 @@ pub(crate) fn lstat(tree: &Tree, path: &[u8]) -> Result<Option<InodeId>, Problem
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Nothing,
-    /// A whiteout there or on the way.
-    Whiteout,
+    /// A whiteout: this one at the path's end, or some on the way.
+    Whiteout(Option<InodeId>),
     Inode(InodeId),
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn find(tree: &Tree, path: &[u8]) -> Result<Found, Problem> {
             return Ok(Found::Nothing);
         };
         match &inode.content {
-            _ if inode.is_whiteout() => return Ok(Found::Whiteout),
+            _ if inode.is_whiteout() => return Ok(Found::Whiteout(todo.is_empty().then_some(id))),
             Content::Symlink(target) if !todo.is_empty() => {
                 links += 1;
                 if links > KERNEL_LINKS_MAX {

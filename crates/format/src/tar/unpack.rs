@@ -3,11 +3,10 @@ use super::bottom::Bottom;
 use super::error::{Dropped, Problem, Warning};
 use super::header::kind;
 use super::limits::Limits;
-use super::rootpath::{NAME_MAX, clean, components, join, lstat, root_path, split};
+use super::rootpath::{Found, NAME_MAX, clean, components, find, join, lstat, root_path, split};
 use super::xattrs;
 use crate::tree::{
-    Content, DeviceNumber, FileData, IMPLICIT_XATTR, INHERITS_ALL, INHERITS_XATTRS, Inode, InodeId, OPAQUE_XATTR, ROOT,
-    Tree,
+    Content, DeviceNumber, FileData, IMPLICIT_XATTR, Inherits, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree,
 };
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -84,7 +83,11 @@ impl Unpacker {
             // What the path leads to by now; containerd fails if that is nothing, other runtimes don't mind.
             let Ok(path) = root_path(&self.tree, &name) else { continue };
             if let Ok(Some(id)) = lstat(&self.tree, &path) {
-                set_mtime(&mut self.tree.inodes[id], mtime);
+                let inode = &mut self.tree.inodes[id];
+                set_mtime(inode, mtime);
+                if let Some(inherits) = inode.inherits() {
+                    inode.set_inherits(Inherits { time: false, ..inherits });
+                }
             }
         }
         std::mem::take(&mut self.bottom).store(&mut self.tree);
@@ -171,11 +174,8 @@ impl Unpacker {
     /// Owner, attributes, mode and time, in containerd's order.
     fn describe(&mut self, id: InodeId, entry: Entry) -> Result<(), Problem> {
         let mut bytes = 0;
+        self.make_explicit(id);
         let inode = &mut self.tree.inodes[id];
-        if inode.is_implicit() {
-            // It was made with the attributes of the directory below; the extended ones stay.
-            inode.xattrs.insert(IMPLICIT_XATTR.to_vec(), INHERITS_XATTRS.to_vec());
-        }
         chown(inode, &entry);
         let mut ignored = Vec::new();
         for (name, value) in entry.xattrs {
@@ -192,6 +192,20 @@ impl Unpacker {
             self.warn(&entry.name, Dropped::Xattr(name));
         }
         self.spend(bytes)
+    }
+
+    /// A directory that was made as a parent, with the attributes of the directory below, gets its own entry. The
+    /// extended attributes stay, and so does what its subdirectories got from it.
+    fn make_explicit(&mut self, id: InodeId) {
+        let Some(inherits) = self.tree.inode(id).inherits().filter(|inherits| inherits.owner) else { return };
+        self.tree.inodes[id].set_inherits(Inherits { owner: false, time: false, ..inherits });
+        let children: Vec<InodeId> = self.tree.entries(id).into_iter().flatten().map(|(_, id)| *id).collect();
+        for child in children {
+            let inode = &mut self.tree.inodes[child];
+            if let Some(inherits) = inode.inherits() {
+                inode.set_inherits(Inherits { early: true, ..inherits });
+            }
+        }
     }
 
     /// The directory that `written` names, made with all its parents if it doesn't exist.
@@ -222,7 +236,7 @@ impl Unpacker {
                 Some(_) => return Err(Problem::NotADirectory(path.clone())),
                 None => {
                     let mut dir = self.blank(id, Content::Directory(Default::default()));
-                    dir.xattrs.insert(IMPLICIT_XATTR.to_vec(), INHERITS_ALL.to_vec());
+                    dir.set_inherits(Inherits::ALL);
                     self.add(id, name, dir)?
                 }
             };
@@ -232,15 +246,14 @@ impl Unpacker {
         Ok(place)
     }
 
-    /// What a hard link's target names now.
+    /// What a hard link's target names now. To containerd a whiteout is a device like any other.
     fn link_target(&self, link: &[u8]) -> Result<InodeId, Problem> {
-        let missing = || Problem::LinkTarget(link.to_vec());
         let (dir, base) = split(link);
         let path = join(&root_path(&self.tree, dir)?, base);
-        let id = lstat(&self.tree, &path)?.ok_or_else(missing)?;
-        match &self.tree.inode(id).content {
-            Content::Directory(_) => Err(Problem::LinkToDirectory(link.to_vec())),
-            _ => Ok(id),
+        match find(&self.tree, &path)? {
+            Found::Inode(id) if self.tree.entries(id).is_some() => Err(Problem::LinkToDirectory(link.to_vec())),
+            Found::Inode(id) | Found::Whiteout(Some(id)) => Ok(id),
+            Found::Whiteout(None) | Found::Nothing => Err(Problem::LinkTarget(link.to_vec())),
         }
     }
 

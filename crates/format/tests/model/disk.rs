@@ -25,6 +25,11 @@ struct Node {
     /// Made as a parent only, and the same but described afterwards.
     implicit: bool,
     was_implicit: bool,
+    /// Made while its parent was implicit; and the group that directories made in it then got.
+    in_implicit: bool,
+    inherited_group: Option<u32>,
+    /// Its time is the layer's, whatever it inherits.
+    own_time: bool,
 }
 
 /// The entry can't be applied, as Linux would say it, or the model doesn't want to know.
@@ -50,6 +55,7 @@ impl Disk {
             let Ok(path) = disk.resolve(&path) else { continue };
             if let Some(&inode) = disk.names.get(&path) {
                 disk.inodes[inode].meta.mtime = bounded(mtime);
+                disk.inodes[inode].own_time = true;
             }
         }
         (disk, applied)
@@ -120,12 +126,21 @@ impl Disk {
 
     /// A node that takes its group from a setgid parent.
     fn fresh(&self, path: &[Vec<u8>], kind: Kind, mut meta: Meta) -> Node {
-        if let Some(parent) = self.node(&path[..path.len() - 1])
-            && parent.meta.perm & 0o2000 != 0
-        {
+        let parent = self.node(&path[..path.len() - 1]);
+        if let Some(parent) = parent.filter(|parent| parent.meta.perm & 0o2000 != 0) {
             meta.gid = parent.meta.gid;
         }
-        Node { kind, meta, opaque: false, implicit: false, was_implicit: false }
+        let in_implicit = parent.is_some_and(|parent| parent.implicit);
+        Node {
+            kind,
+            meta,
+            opaque: false,
+            implicit: false,
+            was_implicit: false,
+            in_implicit,
+            inherited_group: None,
+            own_time: false,
+        }
     }
 
     fn put(&mut self, path: &[Vec<u8>], node: Node) {
@@ -207,7 +222,7 @@ impl Disk {
                     let mut target = self.resolve(parent)?;
                     target.push(name.clone());
                     let inode = *self.names.get(&target).ok_or(Refused)?;
-                    if matches!(self.inodes[inode].kind, Kind::Directory | WHITEOUT) {
+                    if self.inodes[inode].kind == Kind::Directory {
                         return Err(Refused);
                     }
                     self.names.insert(path.clone(), inode);
@@ -251,8 +266,8 @@ impl Disk {
             if !self.inodes[inode].implicit && !self.inodes[inode].was_implicit {
                 continue;
             }
-            let parent = self.node(&path[..path.len() - 1]).filter(|parent| parent.implicit).map(|parent| &parent.meta);
-            let group = parent.filter(|meta| meta.perm & 0o2000 != 0).map(|meta| meta.gid);
+            let parent = self.node(&path[..path.len() - 1]);
+            let group = parent.and_then(|parent| parent.inherited_group).filter(|_| self.inodes[inode].in_implicit);
             let found = below.iter().find_map(|disk| {
                 let Ok(at) = disk.resolve(&path) else { return Some(None) };
                 let on_the_way =
@@ -262,9 +277,14 @@ impl Disk {
                 }
                 disk.node(&at).map(|node| (node.kind == Kind::Directory).then_some(&node.meta))
             });
+            let found = found.flatten();
             let node = &mut self.inodes[inode];
-            match (found.flatten(), node.implicit) {
-                (Some(meta), true) => node.meta = meta.clone(),
+            node.inherited_group = found.filter(|meta| meta.perm & 0o2000 != 0).map(|meta| meta.gid);
+            match (found, node.implicit) {
+                (Some(meta), true) => {
+                    let mtime = if node.own_time { node.meta.mtime } else { meta.mtime };
+                    node.meta = Meta { mtime, ..meta.clone() };
+                }
                 (Some(meta), false) => {
                     for (name, value) in &meta.xattrs {
                         node.meta.xattrs.entry(name.clone()).or_insert_with(|| value.clone());
