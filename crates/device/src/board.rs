@@ -317,3 +317,133 @@ impl Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clipper_format::{Digest, span::Start};
+
+    const DISTANCE: u64 = 2500;
+
+    fn table() -> Vec<Span> {
+        let span = |i| Span {
+            device_offset: i * 4096,
+            device_len: 4096,
+            source_offset: i * 1000,
+            source_len: 1000,
+            start: Start::Stored,
+            blake3: [0; 32],
+        };
+        (0..100).map(span).collect()
+    }
+
+    /// Claims on a device of which nothing is here: spans joined or made, and the runs to start, as their spans.
+    fn claim(board: &mut Board, spans: Range<usize>, priority: Priority, ahead: usize) -> Vec<(RunId, Range<usize>)> {
+        let wanted = Wanted { spans, priority, ahead, table: &table(), join_distance: DISTANCE, missing: &|_| true };
+        let claim = board.claim(&wanted).unwrap();
+        assert!(claim.flights.iter().map(|(span, _)| *span).eq(wanted.spans.clone()));
+        claim.runs.iter().map(|run| (run.id, board.remaining(run.id).unwrap())).collect()
+    }
+
+    fn error() -> DeviceError {
+        DeviceError::Stopped { device: Digest::of(b"") }
+    }
+
+    #[test]
+    fn a_claim_makes_runs_of_what_is_not_in_flight_yet() {
+        let mut board = Board::default();
+        assert_eq!(
+            claim(&mut board, 4..6, Priority::Foreground, 8).iter().map(|r| r.1.clone()).collect::<Vec<_>>(),
+            [4..8]
+        );
+        let runs = claim(&mut board, 2..10, Priority::Foreground, 12);
+        assert_eq!(runs.iter().map(|run| run.1.clone()).collect::<Vec<_>>(), [2..4, 8..12]);
+        let of = |span| board.priority(runs[1].0, span);
+        assert_eq!((of(9), of(10), of(12)), (Some(Priority::Foreground), Some(Priority::Prefetch), None));
+        assert!(claim(&mut board, 0..0, Priority::Prefetch, 0).is_empty());
+    }
+
+    #[test]
+    fn a_run_is_split_only_far_ahead_and_only_where_nobody_as_urgent_waits() {
+        let mut board = Board::default();
+        let run = claim(&mut board, 0..40, Priority::Background, 0)[0].0;
+        assert!(claim(&mut board, 2..3, Priority::Foreground, 0).is_empty(), "2000 bytes ahead");
+        assert_eq!(board.priority(run, 1), Some(Priority::Foreground), "what comes first is as urgent");
+        assert_eq!(board.priority(run, 3), Some(Priority::Background));
+        let split = claim(&mut board, 20..30, Priority::Foreground, 0);
+        assert_eq!(split[0].1, 20..40, "one new run, not one for each span");
+        assert_eq!((split.len(), board.remaining(run)), (1, Some(0..20)));
+        assert!(claim(&mut board, 29..30, Priority::Foreground, 0).is_empty(), "wanted there already");
+        assert_eq!(board.priority(split[0].0, 30), Some(Priority::Background));
+        assert!(claim(&mut board, 35..36, Priority::Background, 0).is_empty());
+        assert_eq!(claim(&mut board, 35..36, Priority::Prefetch, 0)[0].1, 35..40);
+    }
+
+    #[test]
+    fn stopping_the_background_cuts_what_nobody_else_wants() {
+        let mut board = Board::default();
+        let idle = claim(&mut board, 0..10, Priority::Background, 0)[0].0;
+        let loading = claim(&mut board, 20..30, Priority::Background, 0)[0].0;
+        let wanted = claim(&mut board, 40..50, Priority::Background, 0)[0].0;
+        assert!(board.begin(loading, 20));
+        claim(&mut board, 41..42, Priority::Prefetch, 0);
+        board.stop_background(&error());
+        assert_eq!(
+            (board.remaining(idle), board.remaining(loading), board.remaining(wanted)),
+            (None, Some(20..21), Some(40..42))
+        );
+        assert_eq!(claim(&mut board, 0..10, Priority::Background, 0).len(), 1, "they can be claimed anew");
+    }
+
+    #[test]
+    fn a_failure_that_a_reader_saw_is_repeated_for_a_while() {
+        let mut board = Board::default();
+        let table = table();
+        let hour = Duration::from_secs(3600);
+        let try_claim = |board: &mut Board, spans| {
+            let wanted = Wanted {
+                spans,
+                priority: Priority::Foreground,
+                ahead: 0,
+                table: &table,
+                join_distance: 0,
+                missing: &|_| true,
+            };
+            board.claim(&wanted).map(|claim| claim.runs)
+        };
+        let run = try_claim(&mut board, 0..2).unwrap()[0].id;
+        board.abandon(run, &error(), hour);
+        assert!(try_claim(&mut board, 1..3).is_err() && try_claim(&mut board, 2..3).is_ok());
+        let run = claim(&mut board, 50..51, Priority::Prefetch, 0)[0].0;
+        board.abandon(run, &error(), hour);
+        assert!(try_claim(&mut board, 50..51).is_ok());
+        let run = try_claim(&mut board, 60..61).unwrap()[0].id;
+        board.land(run, 60, Err(error()), Duration::ZERO);
+        assert!(try_claim(&mut board, 60..61).is_ok());
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_learn_how_a_flight_ended() {
+        let mut board = Board::default();
+        let table = table();
+        let wanted = Wanted {
+            spans: 0..1,
+            priority: Priority::Foreground,
+            ahead: 0,
+            table: &table,
+            join_distance: 0,
+            missing: &|_| true,
+        };
+        let first = board.claim(&wanted).unwrap();
+        let second = board.claim(&wanted).unwrap();
+        assert!(second.runs.is_empty());
+        let waiting = tokio::spawn({
+            let flight = Arc::clone(&first.flights[0].1);
+            async move { flight.landed().await }
+        });
+        tokio::task::yield_now().await;
+        board.land(first.runs[0].id, 0, Ok(Landed::Stored), Duration::ZERO);
+        assert!(matches!(waiting.await.unwrap(), Ok(Landed::Stored)));
+        assert!(matches!(second.flights[0].1.landed().await, Ok(Landed::Stored)));
+    }
+}

@@ -1,8 +1,11 @@
 //! Checkpoints as they come from the registry: fetched in batches, cached in a bounded amount of memory.
-use bytes::Bytes;
-use clipper_format::Digest;
+use crate::{decode::Decoder, device::Device, run::Why, source::SourceError, sources::Picked};
+use bytes::{Bytes, BytesMut};
+use clipper_format::{Digest, gzip::CHECKPOINTS_PER_GROUP};
+use futures::StreamExt;
 use std::{
     collections::HashMap,
+    fmt,
     future::Future,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -136,6 +139,48 @@ impl Entries {
     fn remove(&mut self, key: &Key) {
         if let Some(entry) = self.map.remove(key) {
             self.bytes -= entry.bytes;
+        }
+    }
+}
+
+impl Device {
+    /// The bytes of a group of checkpoints, from the cache or the `attempt`th source.
+    pub(crate) async fn checkpoint_group(&self, checkpoint: u32, attempt: usize) -> Result<Bytes, Why> {
+        let group = checkpoint as usize / CHECKPOINTS_PER_GROUP;
+        let unknown = || Why::Corrupt(format!("the index has no checkpoint {checkpoint}"));
+        let (number, range) = self.batches.batch(group).ok_or_else(unknown)?;
+        let bytes = range.end - range.start;
+        let fetch = || self.fetch_checkpoints(range, attempt);
+        let batch = self.shared.checkpoints.get(self.digest(), number, bytes, fetch).await.map_err(Why::Source)?;
+        self.batches.group(group, &batch).ok_or_else(unknown)
+    }
+
+    async fn fetch_checkpoints(&self, range: Range<u64>, attempt: usize) -> Result<Bytes, SourceError> {
+        let Some(Picked { number, source }) = self.checkpoints.pick(attempt) else {
+            return Err(SourceError::new("no source of checkpoints is known"));
+        };
+        let failed = |error: &dyn fmt::Display| SourceError::new(format!("checkpoints {}: {error}", source.describe()));
+        let wanted = usize::try_from(range.end - range.start).map_err(SourceError::new)?;
+        let mut bytes = BytesMut::with_capacity(wanted);
+        if wanted > 0 {
+            let mut stream = source.read(range).await.map_err(|error| failed(&error))?;
+            while bytes.len() < wanted {
+                let Some(chunk) = stream.next().await else { return Err(failed(&"the body ended early")) };
+                let chunk = chunk.map_err(|error| failed(&error))?;
+                bytes.extend_from_slice(&chunk[..chunk.len().min(wanted - bytes.len())]);
+            }
+        }
+        self.checkpoints.prefer(number);
+        self.counters.checkpoints(wanted as u64);
+        Ok(bytes.freeze())
+    }
+
+    /// Drops the cached checkpoint of `span`, which may have been the wrong one.
+    pub(crate) fn forget_checkpoint(&self, span: usize) {
+        let checkpoint = self.spans().get(span).and_then(Decoder::needs_checkpoint);
+        let batch = checkpoint.and_then(|number| self.batches.batch(number as usize / CHECKPOINTS_PER_GROUP));
+        if let Some((number, _)) = batch {
+            self.shared.checkpoints.forget(self.digest(), number);
         }
     }
 }

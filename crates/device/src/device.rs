@@ -3,22 +3,21 @@ use crate::{
     board::{Board, Claim, Landed, Wanted},
     checkpoints::Batches,
     devices::Shared,
+    durable::Written,
     error::{DeviceError, is_full},
     fill::Fill,
     options::Priority,
     readers::{Readers, Triggers},
     run::Run,
-    source::{Source, SourceError},
-    sources::{Picked, Sources},
+    source::Source,
+    sources::Sources,
     storage::Storage,
 };
 use bytes::{Bytes, BytesMut};
 use clipper_format::{
     Digest,
-    gzip::CHECKPOINTS_PER_GROUP,
     span::{Span, SpanTable},
 };
-use futures::StreamExt;
 use std::{
     fmt, io,
     ops::Range,
@@ -26,9 +25,8 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Device bytes that one read asks for at a time.
 const READ_STEP: u64 = 8 << 20;
@@ -84,16 +82,9 @@ pub struct Device {
     pub(crate) shared: Arc<Shared>,
     pub(crate) fill: Fill,
     pub(crate) counters: Counters,
-    written: Mutex<Written>,
+    pub(crate) written: Mutex<Written>,
     /// Set while the disk is full.
     full: AtomicBool,
-}
-
-/// When spans were written that aren't durable yet.
-#[derive(Default)]
-struct Written {
-    last: Option<Instant>,
-    flusher: bool,
 }
 
 #[derive(Default)]
@@ -228,18 +219,6 @@ impl Device {
         let spans = self.span_range(&(range.start..range.end.min(self.size())));
         if let Err(error) = self.claim(spans.clone(), Priority::Prefetch, spans.end) {
             tracing::debug!(device = %self.digest, %error, "not prefetched");
-        }
-    }
-
-    /// Makes what is present durable: it survives a restart and a power cut.
-    ///
-    /// # Errors
-    /// [`DeviceError::Storage`] if the disk fails or is full.
-    pub async fn flush(&self) -> Result<(), DeviceError> {
-        let storage = Arc::clone(&self.storage);
-        match self.shared.runtime.spawn_blocking(move || storage.flush()).await {
-            Ok(flushed) => flushed.map_err(|error| DeviceError::storage(self.storage.path(), error)),
-            Err(_) => Err(DeviceError::Stopped { device: self.digest }),
         }
     }
 
@@ -383,56 +362,6 @@ impl Device {
         Err(error)
     }
 
-    /// Sees to it that what was written is made durable before long.
-    fn wrote(&self) {
-        let mut written = self.written();
-        written.last = Some(Instant::now());
-        if !std::mem::replace(&mut written.flusher, true) {
-            self.shared.runtime.spawn(keep_durable(Weak::clone(&self.me)));
-        }
-    }
-
-    /// The bytes of a group of checkpoints, from the cache or the `attempt`th source.
-    pub(crate) async fn checkpoint_group(&self, checkpoint: u32, attempt: usize) -> Result<Bytes, crate::run::Why> {
-        use crate::run::Why;
-        let group = checkpoint as usize / CHECKPOINTS_PER_GROUP;
-        let unknown = || Why::Corrupt(format!("the index has no checkpoint {checkpoint}"));
-        let (number, range) = self.batches.batch(group).ok_or_else(unknown)?;
-        let bytes = range.end - range.start;
-        let fetch = || self.fetch_checkpoints(range, attempt);
-        let batch = self.shared.checkpoints.get(self.digest, number, bytes, fetch).await.map_err(Why::Source)?;
-        self.batches.group(group, &batch).ok_or_else(unknown)
-    }
-
-    async fn fetch_checkpoints(&self, range: Range<u64>, attempt: usize) -> Result<Bytes, SourceError> {
-        let Some(Picked { number, source }) = self.checkpoints.pick(attempt) else {
-            return Err(SourceError::new("no source of checkpoints is known"));
-        };
-        let failed = |error: &dyn fmt::Display| SourceError::new(format!("checkpoints {}: {error}", source.describe()));
-        let wanted = usize::try_from(range.end - range.start).map_err(SourceError::new)?;
-        let mut bytes = BytesMut::with_capacity(wanted);
-        if wanted > 0 {
-            let mut stream = source.read(range).await.map_err(|error| failed(&error))?;
-            while bytes.len() < wanted {
-                let Some(chunk) = stream.next().await else { return Err(failed(&"the body ended early")) };
-                let chunk = chunk.map_err(|error| failed(&error))?;
-                bytes.extend_from_slice(&chunk[..chunk.len().min(wanted - bytes.len())]);
-            }
-        }
-        self.checkpoints.prefer(number);
-        self.counters.checkpoints.fetch_add(wanted as u64, Ordering::Relaxed);
-        Ok(bytes.freeze())
-    }
-
-    /// Drops the cached checkpoint of `span`, which may have been the wrong one.
-    pub(crate) fn forget_checkpoint(&self, span: usize) {
-        let checkpoint = self.spans().get(span).and_then(crate::decode::Decoder::needs_checkpoint);
-        let batch = checkpoint.and_then(|number| self.batches.batch(number as usize / CHECKPOINTS_PER_GROUP));
-        if let Some((number, _)) = batch {
-            self.shared.checkpoints.forget(self.digest, number);
-        }
-    }
-
     /// Adds the sources of a second spec of the same device.
     pub(crate) fn add_sources(&self, layer: Arc<dyn Source>, checkpoints: Option<Arc<dyn Source>>) {
         self.layer.add(layer);
@@ -451,10 +380,6 @@ impl Device {
 
     pub(crate) fn weak(&self) -> Weak<Self> {
         Weak::clone(&self.me)
-    }
-
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Spans that hold these bytes.
@@ -476,6 +401,10 @@ impl Device {
 impl Counters {
     pub(crate) fn fetched(&self, bytes: u64) {
         self.fetched.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn checkpoints(&self, bytes: u64) {
+        self.checkpoints.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn corrupt(&self) {
@@ -500,33 +429,6 @@ impl Drop for Device {
                     tracing::warn!(file = %storage.path().display(), %error, "presence not recorded");
                 }
             });
-        }
-    }
-}
-
-/// Flushes the device when no span has been written for a moment, or when spans have been written for long.
-async fn keep_durable(device: Weak<Device>) {
-    let mut since = Instant::now();
-    loop {
-        let Some(idle) = device.upgrade().map(|device| device.shared.options.flush_idle) else { return };
-        sleep(idle).await;
-        let Some(device) = device.upgrade() else { return };
-        let busy = device.written().last.is_some_and(|last| last.elapsed() < idle);
-        if busy && since.elapsed() < device.shared.options.flush_interval {
-            continue;
-        }
-        if let Err(error) = device.flush().await {
-            tracing::warn!(error = error.chain(), "presence not recorded: trying again");
-            let pause = device.shared.options.flush_interval;
-            drop(device);
-            sleep(pause).await;
-            continue;
-        }
-        since = Instant::now();
-        let mut written = device.written();
-        if !device.storage.dirty() {
-            written.flusher = false;
-            return;
         }
     }
 }

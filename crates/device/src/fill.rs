@@ -7,8 +7,8 @@ use std::{
 };
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
-/// Source bytes per step: one GET.
-const STEP: u64 = 8 << 20;
+/// Source bytes per step: one GET. What is on its way cannot be called back when a reader comes, so steps are small.
+const STEP: u64 = 2 << 20;
 /// Pauses between attempts when the source fails or the disk is full.
 const PAUSES: [u64; 6] = [1, 2, 5, 10, 30, 60];
 

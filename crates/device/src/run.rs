@@ -2,18 +2,18 @@
 use crate::{
     activity::Busy,
     board::{Landed, NewRun, RunId},
+    body::Body,
     decode::Decoder,
     device::Device,
     error::DeviceError,
     limits::Taken,
     options::Priority,
-    source::{ByteStream, Source, SourceError},
+    source::SourceError,
     sources::Picked,
 };
 use bytes::Bytes;
 use clipper_format::span::{Span, Start};
-use futures::StreamExt;
-use std::{collections::VecDeque, future::Future, ops::Range, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 /// Most attempts at one span, over all sources.
@@ -191,7 +191,8 @@ impl Run {
     /// it broke are kept.
     async fn attempt(&self, attempt: &Attempt, connection: &mut Connection) -> Result<(), Broken> {
         let first = attempt.first;
-        let mut body = Body::new(attempt, self.device.spans());
+        let spans = self.device.spans().get(attempt.lead..attempt.end).unwrap_or_default();
+        let mut body = Body::new(Arc::clone(&attempt.source.source), spans);
         let mut decoder = None;
         let mut pending: Option<Pending> = None;
         let mut span = attempt.lead;
@@ -409,83 +410,5 @@ impl Verified {
             device.board().land(run, span, Ok(landed), device.shared.options.retry_after);
         }
         Decoded { decoder: self.decoder, unstored }
-    }
-}
-
-/// The body of one GET, opened when its first bytes are wanted.
-struct Body {
-    source: Arc<dyn Source>,
-    stream: Option<ByteStream>,
-    /// Chunks that have arrived and are still needed, and where the first of them starts.
-    chunks: VecDeque<Bytes>,
-    start: u64,
-    /// End of what has arrived.
-    arrived: u64,
-    /// End of what is asked for.
-    end: u64,
-}
-
-impl Body {
-    fn new(attempt: &Attempt, spans: &[Span]) -> Self {
-        let spans = spans.get(attempt.lead..attempt.end).unwrap_or_default();
-        let start = spans.first().map_or(0, |span| span.source_offset);
-        let end = spans.iter().map(|span| span.source_range().end).max().unwrap_or(start);
-        let source = Arc::clone(&attempt.source.source);
-        Self { source, stream: None, chunks: VecDeque::new(), start, arrived: start, end }
-    }
-
-    /// The bytes of `range`, which starts no earlier than those before. What lies before `keep` won't be asked for
-    /// again. Bytes beyond what was asked for are ignored: they aren't anybody's.
-    async fn take(&mut self, range: Range<u64>, keep: u64) -> Result<Vec<u8>, SourceError> {
-        self.drop_before(range.start);
-        while self.arrived < range.end {
-            let chunk = self.next().await?;
-            let room = usize::try_from(self.end - self.arrived).unwrap_or(usize::MAX);
-            let chunk = chunk.slice(..chunk.len().min(room));
-            self.arrived += chunk.len() as u64;
-            self.chunks.push_back(chunk);
-            self.drop_before(range.start);
-        }
-        let len = usize::try_from(range.end - range.start).map_err(SourceError::new)?;
-        let mut taken = Vec::with_capacity(len);
-        let mut skip = usize::try_from(range.start.saturating_sub(self.start)).map_err(SourceError::new)?;
-        for chunk in &self.chunks {
-            let part = chunk.get(skip..).unwrap_or_default();
-            skip = skip.saturating_sub(chunk.len());
-            taken.extend_from_slice(&part[..part.len().min(len - taken.len())]);
-        }
-        if taken.len() != len {
-            return Err(SourceError::new("the span's source bytes run backwards"));
-        }
-        self.drop_before(keep);
-        Ok(taken)
-    }
-
-    async fn next(&mut self) -> Result<Bytes, SourceError> {
-        let stream = match &mut self.stream {
-            Some(stream) => stream,
-            None => self.stream.insert(self.source.read(self.start..self.end).await?),
-        };
-        match stream.next().await {
-            Some(chunk) => chunk,
-            None => Err(SourceError::new(format!("the body ended at byte {} instead of {}", self.arrived, self.end))),
-        }
-    }
-
-    fn drop_before(&mut self, offset: u64) {
-        while let Some(chunk) = self.chunks.front_mut() {
-            let before = offset.saturating_sub(self.start);
-            let len = chunk.len() as u64;
-            if before == 0 {
-                return;
-            }
-            if before < len {
-                *chunk = chunk.slice(before as usize..);
-                self.start = offset;
-                return;
-            }
-            self.start += len;
-            self.chunks.pop_front();
-        }
     }
 }

@@ -56,30 +56,32 @@ async fn a_miss_close_ahead_in_a_run_joins_it() {
 }
 
 #[tokio::test]
-async fn fill_stands_still_while_a_reader_waits() {
-    let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::stored(32));
-    let other = Layer::stored(33);
-    let devices = devices(dir.path(), options()).await;
-    let (source, slow) = (layer.source("a"), other.source("b"));
-    source.close();
-    slow.close();
-    let device = devices.device(layer.spec(&source, None)).unwrap();
-    let other_device = devices.device(other.spec(&slow, None)).unwrap();
-    device.start_fill();
-    source.sent(1).await;
-    let reader = tokio::spawn(async move { other.check(&other_device, 0..10).await });
-    slow.sent(1).await;
-    source.open();
-    while device.cached_bytes() < SPAN {
-        tokio::task::yield_now().await;
+async fn fill_stands_still_while_a_reader_waits_or_a_prefetch_runs() {
+    for priority in [Priority::Foreground, Priority::Prefetch] {
+        let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::stored(32));
+        let other = Layer::stored(33);
+        let devices = devices(dir.path(), options()).await;
+        let (source, slow) = (layer.source("a"), other.source("b"));
+        source.close();
+        slow.close();
+        let device = devices.device(layer.spec(&source, None)).unwrap();
+        let other_device = devices.device(other.spec(&slow, None)).unwrap();
+        device.start_fill();
+        source.sent(1).await;
+        let urgent = tokio::spawn(async move { other_device.ensure(0..8 * SPAN, priority).await });
+        slow.sent(1).await;
+        source.open();
+        while device.cached_bytes() < SPAN {
+            tokio::task::yield_now().await;
+        }
+        settle().await;
+        // The span that was under way came, and no other.
+        assert_eq!(source.chunks().last(), Some(&(0, SPAN)), "{priority:?}");
+        assert_eq!(device.cached_bytes(), SPAN);
+        slow.open();
+        urgent.await.unwrap().unwrap();
+        assert_eq!(device.filled().await, FillState::Done);
     }
-    settle().await;
-    // The span that was under way came, and no other.
-    assert_eq!(source.chunks().last(), Some(&(0, SPAN)));
-    assert_eq!(device.cached_bytes(), SPAN);
-    slow.open();
-    reader.await.unwrap().unwrap();
-    assert_eq!(device.filled().await, FillState::Done);
 }
 
 #[tokio::test]
