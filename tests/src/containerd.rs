@@ -6,6 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use containerd_client::services::v1::snapshots::ViewSnapshotRequest;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::with_namespace;
+use tonic::Request;
 
 use crate::daemon::{Daemon, run};
 use crate::scratch::Scratch;
@@ -123,19 +127,22 @@ impl Containerd {
     pub fn view(&self, snapshotter: &str, reference: &str) -> Result<View<'_>> {
         let at = self.scratch.subdir(format!("view-{}", fs::read_dir(self.scratch.path())?.count()))?;
         let key = format!("view-{}", at.display());
-        let chain = self.chain_id(reference)?;
-        self.ctr(&["snapshots", "--snapshotter", snapshotter, "view", &key, &chain])?;
+        // Not by `ctr`, which can't say that the garbage collector is to leave it alone.
+        let request = ViewSnapshotRequest {
+            snapshotter: snapshotter.into(),
+            key: key.clone(),
+            parent: self.chain_id(reference)?,
+            labels: [("containerd.io/gc.root".into(), "test".into())].into(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mounts = runtime.block_on(async {
+            let mut client = SnapshotsClient::new(containerd_client::connect(&self.socket).await?);
+            anyhow::Ok(client.view(with_namespace!(request, NAMESPACE)).await?.into_inner().mounts)
+        })?;
         let view = View { containerd: self, snapshotter: snapshotter.into(), key, at };
-        let mounts = self.ctr(&[
-            "snapshots",
-            "--snapshotter",
-            snapshotter,
-            "mounts",
-            &view.at.display().to_string(),
-            &view.key,
-        ])?;
-        for line in mounts.lines().filter(|line| !line.trim().is_empty()) {
-            run(Command::new("sh").args(["-c", line]))?;
+        for mount in mounts {
+            let line = ["-t", &mount.r#type, &mount.source, "-o", &mount.options.join(",")].map(String::from);
+            run(Command::new("mount").args(line).arg(&view.at))?;
         }
         Ok(view)
     }
