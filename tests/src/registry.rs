@@ -61,7 +61,7 @@ impl Registry {
         let target = format!("{}/{repository_and_tag}", self.host());
         let to = format!("docker://{target}");
         run(Command::new("skopeo")
-            .args(["copy", "-q", "--all", "--preserve-digests", "--dest-tls-verify=false", "--src-tls-verify=false"])
+            .args(["copy", "-q", "--all", "--dest-tls-verify=false", "--src-tls-verify=false"])
             .args([source, &to]))?;
         Ok(target)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clipper_tests::clipper::Snapshotter;
 use clipper_tests::containerd::{Containerd, Settings};
-use clipper_tests::proxy::Proxy;
+use clipper_tests::proxy::{Fault, Proxy};
 
 use crate::run::Node;
 use crate::world::world;
@@ -13,6 +13,9 @@ use crate::world::world;
 fn restarts_without_the_network() {
     let mut node = Node::new();
     let image = node.proxy.by_way(&world().small.accelerated);
+    // Or else the background fill would fetch what nobody has read.
+    let last = world().small.layers().pop().unwrap();
+    node.proxy.rule(&last, Fault::Stall(0), None);
     node.pull(&image);
     assert_eq!(node.containerd.run("clipper", &image, "before", &[]).unwrap(), "hello from the small image\n");
     node.proxy.down(true);
@@ -23,6 +26,7 @@ fn restarts_without_the_network() {
     assert_eq!(node.containerd.run("clipper", &image, "cached", &[]).unwrap(), "hello from the small image\n");
     let run = node.containerd.run("clipper", &image, "missing", &["cat", "/srv/app/data/countdown"]);
     assert!(run.is_err(), "what nobody has read yet is an error, not zeros: {run:?}");
+    node.proxy.behave();
     node.proxy.down(false);
     let said = node.containerd.run("clipper", &image, "back", &["head", "-c", "7", "/srv/app/data/countdown"]).unwrap();
     assert_eq!(said, "400000\n");
