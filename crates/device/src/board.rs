@@ -326,7 +326,7 @@ mod tests {
     const DISTANCE: u64 = 2500;
 
     fn table() -> Vec<Span> {
-        let span = |i| Span {
+        let span = |i: u64| Span {
             device_offset: i * 4096,
             device_len: 4096,
             source_offset: i * 1000,

@@ -72,7 +72,7 @@ pub struct Device {
     digest: Digest,
     table: SpanTable,
     pub(crate) fingerprint: [u8; 32],
-    batches: Batches,
+    pub(crate) batches: Batches,
     pub(crate) layer: Sources,
     pub(crate) checkpoints: Sources,
     pub(crate) storage: Arc<Storage>,

@@ -1,7 +1,7 @@
 //! When what has arrived is made durable: soon after activity stops, and now and then while it lasts.
 use crate::{device::Device, error::DeviceError};
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, MutexGuard, PoisonError, Weak},
     time::Instant,
 };
 use tokio::time::sleep;
