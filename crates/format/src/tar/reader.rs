@@ -268,9 +268,10 @@ impl LayerWalker {
             kind::PAX_GLOBAL => {
                 // Go hands it out as an entry of its own, and what came before it is forgotten. containerd then
                 // makes its parents and removes what has its name, and that is all.
-                Records::parse(&data)?;
+                let records = Records::parse(&data)?;
                 self.pending = Pending::default();
-                let name = self.name.clone().unwrap_or_default();
+                let written = self.name.clone().unwrap_or_default();
+                let name = records.get("path").map_or(written, <[u8]>::to_vec);
                 self.unpacker.apply(Entry { kind, name, ..Entry::default() })?;
             }
             kind::GNU_LONG_NAME => self.pending.name = text(&data).to_vec(),

@@ -97,15 +97,16 @@ impl Unpacker {
 
     /// Applies one entry. `None` if it made no inode: a whiteout, the root, a type that is skipped.
     pub fn apply(&mut self, entry: Entry) -> Result<Option<InodeId>, Problem> {
-        if !is_known(entry.kind) {
-            self.warn(&entry.name, Dropped::Entry(entry.kind));
-            return Ok(None);
-        }
         let name = clean(&entry.name);
         if name.contains(&0) {
             return Err(Problem::Name("it holds a NUL"));
         }
         let (dir, base) = split(&name);
+        // Whiteouts go by their names alone.
+        if !is_known(entry.kind) && !base.starts_with(WHITEOUT_PREFIX) {
+            self.warn(&entry.name, Dropped::Entry(entry.kind));
+            return Ok(None);
+        }
         if matches!(base, b"" | b"." | b"..") {
             // containerd ignores what resolves to the root. Only a time is taken from it, where unpacking leaves its own.
             if entry.kind == kind::DIRECTORY {
