@@ -29,6 +29,10 @@ use std::os::unix::fs::DirBuilderExt;
 use tokio::runtime::Handle;
 use tracing_subscriber::EnvFilter;
 
+/// Gives memory back soon after a mount has used much of it; its settings are in .cargo/config.toml.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> Result<()> {
     let config = Config::load(Arguments::parse())?;
     let filter = EnvFilter::try_new(&config.log_level).context("the log level")?;
