@@ -164,26 +164,26 @@ fn decode(span: &Span, checkpoint: &Checkpoint, source: &[u8]) -> Result<Vec<u8>
 #[test]
 fn a_span_is_refused_where_it_does_not_belong() {
     let (layer, data, span, checkpoint) = one_span();
-    let source = source(&span, &layer);
+    let source = source(span, layer);
     let mut out = vec![0; span.device_len as usize];
-    assert!(SpanDecoder::start(&span, None).is_err(), "no checkpoint");
+    assert!(SpanDecoder::start(span, None).is_err(), "no checkpoint");
     let stored = Span { start: Start::Stored, ..span.clone() };
     assert!(SpanDecoder::start(&stored, None).is_err(), "not gzip");
     let far = Span { source_offset: u64::MAX - 9, ..span.clone() };
-    assert!(SpanDecoder::start(&far, Some(&checkpoint)).is_err(), "offset out of range");
+    assert!(SpanDecoder::start(&far, Some(checkpoint)).is_err(), "offset out of range");
 
-    let mut decoder = SpanDecoder::start(&span, Some(&checkpoint)).unwrap();
+    let mut decoder = SpanDecoder::start(span, Some(checkpoint)).unwrap();
     let other = Span { device_offset: span.device_offset + 4096, ..span.clone() };
     assert!(decoder.decode(&other, source, &mut out).is_err(), "another span");
-    assert!(decoder.decode(&span, source, &mut out).is_err(), "after an error");
+    assert!(decoder.decode(span, source, &mut out).is_err(), "after an error");
 
-    let mut decoder = SpanDecoder::start(&span, Some(&checkpoint)).unwrap();
+    let mut decoder = SpanDecoder::start(span, Some(checkpoint)).unwrap();
     let short = out.len() - 1;
-    assert!(decoder.decode(&span, source, &mut out[..short]).is_err(), "short buffer");
-    let mut decoder = SpanDecoder::start(&span, Some(&checkpoint)).unwrap();
-    decoder.decode(&span, source, &mut out).unwrap();
+    assert!(decoder.decode(span, source, &mut out[..short]).is_err(), "short buffer");
+    let mut decoder = SpanDecoder::start(span, Some(checkpoint)).unwrap();
+    decoder.decode(span, source, &mut out).unwrap();
     assert!(out == data[span.device_offset as usize..][..out.len()]);
-    assert!(decoder.decode(&span, source, &mut out).is_err(), "the same span again");
+    assert!(decoder.decode(span, source, &mut out).is_err(), "the same span again");
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_span_with_too_few_source_bytes_is_truncated() {
     for missing in [1, 2, 9, 100, span.source_len] {
         let span = Span { source_len: span.source_len - missing, ..span.clone() };
         let end = span.source_range().end;
-        let error = decode(&span, &checkpoint, source(&span, &layer)).err();
+        let error = decode(&span, checkpoint, source(&span, layer)).err();
         assert_eq!(error, Some(GzipError::Truncated { member: 0, offset: end }), "{missing} missing");
     }
 }
@@ -207,13 +207,13 @@ proptest! {
     #[test]
     fn broken_source_bytes_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5)) {
         let (layer, data, span, checkpoint) = one_span();
-        let mut source = source(&span, &layer).to_vec();
+        let mut source = source(span, layer).to_vec();
         for (at, value) in flips {
             let at = at.index(source.len());
             source[at] ^= value;
         }
         let good = &data[span.device_offset as usize..][..span.device_len as usize];
-        if let Ok(out) = decode(&span, &checkpoint, &source) {
+        if let Ok(out) = decode(span, checkpoint, &source) {
             prop_assert_eq!(out == good, *blake3::hash(&out).as_bytes() == span.blake3);
         }
     }
@@ -232,7 +232,7 @@ proptest! {
         }
         let span = Span { start: Start::Gzip { bit, skip, checkpoint: 0 }, ..span.clone() };
         if let Ok(checkpoint) = Checkpoint::decode(&encoded) {
-            let _ = decode(&span, &checkpoint, source(&span, &layer));
+            let _ = decode(&span, &checkpoint, source(&span, layer));
         }
     }
 

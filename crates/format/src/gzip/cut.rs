@@ -1,9 +1,5 @@
 //! Where to cut spans: what it costs to start one at a block, in window bytes that must be kept.
-use super::{
-    WINDOW,
-    inflate::{Block, Matches},
-    member::Watch,
-};
+use super::{WINDOW, bits::Matches, inflate::Block, member::Watch};
 use crate::span::BLOCK;
 use std::collections::VecDeque;
 
@@ -118,7 +114,9 @@ impl Trail {
             && let Some(mark) = self.marks.back_mut()
         {
             // Nothing has come out since this boundary, so resuming here is as good, and takes less state.
-            *mark = Mark { bit: begun.bit, skip: 0, state: state_of(begun), end: begun.bit.div_ceil(8) };
+            // A decoder that goes on reads the end of the block before, but nothing between members.
+            let end = if member { mark.end } else { begun.bit.div_ceil(8) };
+            *mark = Mark { bit: begun.bit, skip: 0, state: state_of(begun), end };
         }
     }
 

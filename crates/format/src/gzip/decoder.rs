@@ -1,7 +1,8 @@
 //! Decoding spans: source bytes in, device bytes out, starting at any span.
 use super::{
     Checkpoint, GzipError, WINDOW,
-    inflate::{Inflate, Input, OVERRUN, Output},
+    bits::{Input, OVERRUN, Output},
+    inflate::Inflate,
     member::{Members, Pause},
 };
 use crate::span::{Span, Start};

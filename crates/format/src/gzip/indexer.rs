@@ -1,8 +1,8 @@
 //! Building the index of a gzip layer: inflate it once, cut it into spans, note how to start at each.
 use super::{
     Checkpoint, GzipError, WINDOW,
+    bits::{Input, OVERRUN, Output},
     cut::{GRID, Mark, Trail},
-    inflate::{Input, OVERRUN, Output},
     member::{Members, Pause},
 };
 use crate::span::Start;

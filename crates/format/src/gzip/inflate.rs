@@ -1,5 +1,9 @@
 //! A Deflate decoder (RFC 1951) that stops before any symbol and can be resumed there.
-use super::{LONGEST_MATCH, huffman::*};
+use super::{
+    bits::{Input, Matches, Output},
+    huffman::{MAX_DIST, MAX_LITLEN, Precode, Tables},
+    symbol::Symbol,
+};
 use std::sync::Arc;
 
 /// What is wrong with a Deflate stream.
@@ -38,72 +42,6 @@ pub enum Fault {
     /// A match reaches back beyond the member's start.
     #[error("a match reaches back beyond the start of the member")]
     TooFarBack,
-}
-
-/// Bytes that [`Inflate::run`] may write after the place where it stops: the rest of a match, and wide copies.
-pub const OVERRUN: usize = LONGEST_MATCH + 64;
-
-/// Source bytes, and the place in them.
-#[derive(Clone, Copy)]
-pub struct Input<'a> {
-    /// The bytes at hand.
-    pub bytes: &'a [u8],
-    /// The next bit, counted from the first byte at hand, least significant bits first.
-    pub bit: usize,
-}
-
-impl Input<'_> {
-    /// Bits left.
-    fn left(&self) -> usize {
-        (self.bytes.len() * 8).saturating_sub(self.bit)
-    }
-
-    /// The next bits, 57 or more of them valid; zeros after the last.
-    fn peek(&self) -> u64 {
-        let rest = self.bytes.get(self.bit >> 3..).unwrap_or_default();
-        let word = match rest.first_chunk() {
-            Some(chunk) => u64::from_le_bytes(*chunk),
-            None => rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
-        };
-        word >> (self.bit & 7)
-    }
-
-    /// The next `count` bits (at most 16), if there are as many.
-    fn take(&mut self, count: u32) -> Option<u32> {
-        if self.left() < count as usize {
-            return None;
-        }
-        let bits = self.peek() as u32 & ((1 << count) - 1);
-        self.bit += count as usize;
-        Some(bits)
-    }
-
-    /// Moves on to the next byte boundary, and gives the byte it is at.
-    pub fn align(&mut self) -> usize {
-        self.bit = self.bit.next_multiple_of(8);
-        self.bit >> 3
-    }
-}
-
-/// Decoded bytes, and the place among them.
-pub struct Output<'a> {
-    /// History, then decoded bytes, then space.
-    pub bytes: &'a mut [u8],
-    /// Where the next decoded byte goes.
-    pub at: usize,
-    /// First byte of history that matches may refer to.
-    pub floor: usize,
-}
-
-/// Hears which decoded bytes matches refer to.
-pub trait Matches {
-    /// Bytes `source..source + length` of the output are referred to by a match whose copy of them ends at `end`.
-    fn matched(&mut self, source: usize, length: usize, end: usize);
-}
-
-/// Hears nothing.
-impl Matches for () {
-    fn matched(&mut self, _source: usize, _length: usize, _end: usize) {}
 }
 
 /// Where in a Deflate stream a decoder is.
@@ -211,7 +149,7 @@ impl Inflate {
             2 => {
                 let start = at.bit;
                 let Some(()) = self.read_codes(&mut at)? else { return Ok(None) };
-                Block::Dynamic { codes: bits_between(at.bytes, start, at.bit) }
+                Block::Dynamic { codes: at.copy(start, at.bit).into() }
             }
             _ => return Err(Fault::BlockType),
         };
@@ -271,7 +209,7 @@ impl Inflate {
     }
 
     /// Decodes the block that the decoder is in until `output.at` reaches `limit`, or a reason to stop comes up.
-    /// `output` must have room for [`OVERRUN`] bytes after `limit`.
+    /// `output` must have room for [`super::bits::OVERRUN`] bytes after `limit`.
     pub fn run(
         &mut self,
         input: &mut Input<'_>,
@@ -313,12 +251,12 @@ impl Inflate {
     ) -> Result<Stop, Fault> {
         let (mut bit, mut at) = (input.bit, output.at);
         while output.at < limit {
-            self.fast(input, output, limit, matches)?;
+            self.tables.fast(input, output, limit, matches)?;
             (bit, at) = (input.bit, output.at);
             if at == limit {
                 break;
             }
-            match self.symbol(input, output, matches)? {
+            match self.tables.next(input, output, matches)? {
                 Symbol::Decoded => {}
                 Symbol::Starved => return Ok(Stop::Starved),
                 Symbol::End => return Ok(self.end_block()),
@@ -327,254 +265,19 @@ impl Inflate {
         Ok(if output.at > limit { Stop::Full { bit, at } } else { Stop::Full { bit: input.bit, at: output.at } })
     }
 
-    /// Decodes symbols as long as whole words of input can be loaded and the symbols surely end at or before `limit`.
-    /// Leaves the rest, and the end of the block, to [`Self::symbol`].
-    fn fast(
-        &self,
-        input: &mut Input<'_>,
-        output: &mut Output<'_>,
-        limit: usize,
-        matches: &mut impl Matches,
-    ) -> Result<(), Fault> {
-        let Tables { litlen, dist, .. } = &*self.tables;
-        let source = input.bytes;
-        let bytes = &mut *output.bytes;
-        let floor = output.floor;
-        let mut at = output.at;
-        // `word` holds the next bits, `have` of them counted; those above are right too, but loaded again.
-        let mut next = input.bit >> 3;
-        let mut word = 0u64;
-        let mut have = 0u32;
-        macro_rules! refill {
-            () => {
-                let Some(chunk) = source.get(next..).and_then(|rest| rest.first_chunk()) else { break };
-                word |= u64::from_le_bytes(*chunk) << have;
-                next += (63 - have as usize) >> 3;
-                have |= 56;
-            };
-        }
-        macro_rules! consume {
-            ($count:expr) => {
-                word >>= $count & 63;
-                have -= $count;
-            };
-        }
-        let fault = 'decode: {
-            let Some(chunk) = source.get(next..).and_then(|rest| rest.first_chunk()) else { return Ok(()) };
-            word |= u64::from_le_bytes(*chunk);
-            next += 7;
-            have |= 56;
-            consume!((input.bit & 7) as u32);
-            loop {
-                refill!();
-                if at + 3 > limit {
-                    break;
-                }
-                let mut entry = litlen[word as usize & ((1 << LITLEN_BITS) - 1)];
-                if entry & LITERAL != 0 {
-                    consume!(entry & 0xff);
-                    bytes[at] = (entry >> 16) as u8;
-                    at += 1;
-                    entry = litlen[word as usize & ((1 << LITLEN_BITS) - 1)];
-                    if entry & LITERAL != 0 {
-                        consume!(entry & 0xff);
-                        bytes[at] = (entry >> 16) as u8;
-                        at += 1;
-                        entry = litlen[word as usize & ((1 << LITLEN_BITS) - 1)];
-                        if entry & LITERAL != 0 {
-                            consume!(entry & 0xff);
-                            bytes[at] = (entry >> 16) as u8;
-                            at += 1;
-                            continue;
-                        }
-                    }
-                    refill!();
-                }
-                // Where the symbol starts, to leave it to the slow decoder.
-                let have_before = have;
-                if entry & EXCEPTIONAL != 0 {
-                    if entry & SUBTABLE == 0 {
-                        break;
-                    }
-                    consume!(LITLEN_BITS);
-                    entry = litlen[subtable_index(entry, word) & (LITLEN_SIZE - 1)];
-                    if entry & LITERAL != 0 {
-                        consume!(entry & 0xff);
-                        bytes[at] = (entry >> 16) as u8;
-                        at += 1;
-                        continue;
-                    }
-                    if entry & EXCEPTIONAL != 0 {
-                        have = have_before;
-                        break;
-                    }
-                }
-                let length = base_plus_extra(entry, word);
-                consume!(entry & 0xff);
-                let mut entry = dist[word as usize & ((1 << DIST_BITS) - 1)];
-                if entry & EXCEPTIONAL != 0 {
-                    if entry & SUBTABLE != 0 {
-                        consume!(DIST_BITS);
-                        entry = dist[subtable_index(entry, word) & (DIST_SIZE - 1)];
-                    }
-                    if entry & EXCEPTIONAL != 0 {
-                        have = have_before;
-                        break 'decode Some(Fault::DistCode);
-                    }
-                }
-                let distance = base_plus_extra(entry, word);
-                consume!(entry & 0xff);
-                let end = at + length;
-                if end > limit {
-                    have = have_before;
-                    break;
-                }
-                if distance > at - floor {
-                    have = have_before;
-                    break 'decode Some(Fault::TooFarBack);
-                }
-                let from = at - distance;
-                if distance >= 16 {
-                    let (mut from, mut to) = (from, at);
-                    loop {
-                        bytes.copy_within(from..from + 16, to);
-                        from += 16;
-                        to += 16;
-                        if to >= end {
-                            break;
-                        }
-                    }
-                } else if distance == 1 {
-                    let byte = bytes[from];
-                    bytes[at..end].fill(byte);
-                } else {
-                    for to in at..end {
-                        bytes[to] = bytes[to - distance];
-                    }
-                }
-                matches.matched(from, length.min(distance), end);
-                at = end;
-            }
-            None
-        };
-        input.bit = next * 8 - have as usize;
-        output.at = at;
-        fault.map_or(Ok(()), Err)
-    }
-
     /// Reads the end of a block that isn't the last, if nothing else of the block is left.
     pub fn settle(&mut self, input: &mut Input<'_>) {
         let length = match &self.block {
             Block::Stored { left: 0 } => 0,
             Block::Fixed | Block::Dynamic { .. } => {
-                let (entry, before) = self.litlen(input.peek());
-                if entry & LITERAL != 0 || entry & (EXCEPTIONAL | END_OF_BLOCK) != EXCEPTIONAL | END_OF_BLOCK {
-                    return;
-                }
-                (before + (entry & 0xff)) as usize
+                let Some(length) = self.tables.end_of_block(input) else { return };
+                length
             }
             _ => return,
         };
-        if !self.last && length <= input.left() {
+        if !self.last {
             input.bit += length;
             self.block = Block::Header;
         }
     }
-
-    /// The entry for the literal or length that `bits` start with, and the bits to consume before it.
-    fn litlen(&self, bits: u64) -> (u32, u32) {
-        let entry = self.tables.litlen[bits as usize & ((1 << LITLEN_BITS) - 1)];
-        if entry & LITERAL == 0 && entry & (EXCEPTIONAL | SUBTABLE) == EXCEPTIONAL | SUBTABLE {
-            let index = subtable_index(entry, bits >> LITLEN_BITS);
-            return (self.tables.litlen[index & (LITLEN_SIZE - 1)], LITLEN_BITS);
-        }
-        (entry, 0)
-    }
-
-    /// Decodes one symbol, near the end of the input or of what is wanted.
-    fn symbol(
-        &self,
-        input: &mut Input<'_>,
-        output: &mut Output<'_>,
-        matches: &mut impl Matches,
-    ) -> Result<Symbol, Fault> {
-        let left = input.left();
-        let bits = input.peek();
-        let (entry, mut consumed) = self.litlen(bits);
-        let mut bits = bits >> consumed;
-        consumed += entry & 0xff;
-        if entry & LITERAL == 0 && entry & EXCEPTIONAL != 0 && entry & END_OF_BLOCK == 0 {
-            return if left < 15 { Ok(Symbol::Starved) } else { Err(Fault::LitlenCode) };
-        }
-        if left < consumed as usize {
-            return Ok(Symbol::Starved);
-        }
-        if entry & LITERAL != 0 {
-            output.bytes[output.at] = (entry >> 16) as u8;
-            output.at += 1;
-            input.bit += consumed as usize;
-            return Ok(Symbol::Decoded);
-        }
-        if entry & EXCEPTIONAL != 0 {
-            input.bit += consumed as usize;
-            return Ok(Symbol::End);
-        }
-        let length = base_plus_extra(entry, bits);
-        bits >>= entry & 0xff;
-        let mut entry = self.tables.dist[bits as usize & ((1 << DIST_BITS) - 1)];
-        if entry & EXCEPTIONAL != 0 && entry & SUBTABLE != 0 {
-            consumed += DIST_BITS;
-            bits >>= DIST_BITS;
-            entry = self.tables.dist[subtable_index(entry, bits) & (DIST_SIZE - 1)];
-        }
-        if entry & EXCEPTIONAL != 0 {
-            return if left < consumed as usize + 15 { Ok(Symbol::Starved) } else { Err(Fault::DistCode) };
-        }
-        consumed += entry & 0xff;
-        if left < consumed as usize {
-            return Ok(Symbol::Starved);
-        }
-        let distance = base_plus_extra(entry, bits);
-        if distance > output.at - output.floor {
-            return Err(Fault::TooFarBack);
-        }
-        input.bit += consumed as usize;
-        let source = output.at - distance;
-        for i in 0..length {
-            output.bytes[output.at + i] = output.bytes[source + i];
-        }
-        output.at += length;
-        matches.matched(source, length.min(distance), output.at);
-        Ok(Symbol::Decoded)
-    }
-}
-
-enum Symbol {
-    Decoded,
-    Starved,
-    End,
-}
-
-/// Index of the entry that `bits` select in the subtable that `entry` leads to.
-fn subtable_index(entry: u32, bits: u64) -> usize {
-    (entry >> 16) as usize + (bits as usize & ((1 << (entry >> 8 & 15)) - 1))
-}
-
-/// Length or distance of a match: `bits` start with its code.
-fn base_plus_extra(entry: u32, bits: u64) -> usize {
-    let code_bits = entry >> 8 & 15;
-    let extra_bits = (entry & 0xff) - code_bits;
-    (entry >> 16) as usize + ((bits >> code_bits) as usize & ((1 << extra_bits) - 1))
-}
-
-/// Bits `start..end` of `bytes`, the first one lowest.
-fn bits_between(bytes: &[u8], start: usize, end: usize) -> Arc<[u8]> {
-    let count = end - start;
-    let mut input = Input { bytes, bit: start };
-    (0..count.div_ceil(8))
-        .map(|i| {
-            let bits = (count - i * 8).min(8) as u32;
-            input.take(bits).unwrap_or_default() as u8
-        })
-        .collect()
 }

@@ -1,8 +1,9 @@
 //! A gzip stream: members one after another, each a header, a Deflate stream and a trailer (RFC 1952).
 use super::{
     GzipError,
+    bits::{Input, Matches, Output},
     header::{self, Header},
-    inflate::{Block, Fault, Inflate, Input, Matches, Output, Stop},
+    inflate::{Block, Fault, Inflate, Stop},
 };
 
 /// Where in a gzip stream a decoder is.
@@ -84,7 +85,7 @@ impl Members {
     }
 
     /// Decodes until `output.at` reaches `limit`, or another reason to stop comes up. `base` is the byte of the blob
-    /// that `input` starts with, for errors. `output` must have room for [`super::inflate::OVERRUN`] bytes after
+    /// that `input` starts with, for errors. `output` must have room for [`super::bits::OVERRUN`] bytes after
     /// `limit`.
     pub fn run(
         &mut self,

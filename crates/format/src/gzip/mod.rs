@@ -5,6 +5,7 @@
 //! a [`Checkpoint`]: the state of the Deflate decoder, and those bytes of the 32 KiB window that the span refers to.
 //! [`SpanDecoder`] turns the source bytes of a span back into its device bytes.
 
+mod bits;
 mod checkpoint;
 mod cut;
 mod decoder;
@@ -14,6 +15,7 @@ mod huffman;
 mod indexer;
 mod inflate;
 mod member;
+mod symbol;
 
 pub use checkpoint::Checkpoint;
 pub use decoder::SpanDecoder;
