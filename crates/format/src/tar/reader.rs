@@ -369,7 +369,7 @@ impl LayerWalker {
         let Sparse { mut entry, size, packed, padding, .. } = file;
         let room = self.limits.inline - self.inline;
         let plan =
-            Plan::new(segments, size, self.offset, packed, room).map_err(|problem| self.whole_inline_limit(problem))?;
+            Plan::new(segments, size, self.offset, packed, room).map_err(|problem| self.inline_limit(problem, room))?;
         self.inline += plan.inline;
         entry.data = plan.data;
         let inode = self.unpacker.apply(entry)?;
@@ -381,9 +381,10 @@ impl LayerWalker {
         Ok(())
     }
 
-    fn whole_inline_limit(&self, problem: Problem) -> Problem {
+    /// Names the limit itself where what was left of it didn't suffice.
+    fn inline_limit(&self, problem: Problem, room: u64) -> Problem {
         match problem {
-            Problem::Limit { what, .. } => Problem::Limit { what, limit: self.limits.inline },
+            Problem::Limit { what, limit } if limit == room => Problem::Limit { what, limit: self.limits.inline },
             other => other,
         }
     }

@@ -4,6 +4,9 @@ use super::header::{BLOCK, number};
 use super::pax::{Records, decimal};
 use crate::tree::{Extent, ExtentSource, FileData};
 
+/// The largest file that ext4 holds, 16 TiB: a claim beyond is no file that anybody unpacked before.
+const SIZE_MAX: u64 = 1 << 44;
+
 /// A run of data in a sparse file; what isn't in one is a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -137,6 +140,9 @@ impl Plan {
     /// be addressed there; the rest is kept inline, at most `inline_max` bytes.
     pub fn new(segments: &[Segment], size: i64, start: u64, packed: u64, inline_max: u64) -> Result<Self, Problem> {
         let size = u64::try_from(size).map_err(|_| Problem::Sparse("its real size is negative"))?;
+        if size > SIZE_MAX {
+            return Err(Problem::Limit { what: "bytes in a sparse file", limit: SIZE_MAX });
+        }
         let mut end = 0u64;
         let mut total = 0u64;
         for segment in segments {
