@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clipper_tests::clipper::{Snapshotter, clipper_ok};
-use clipper_tests::containerd::{Containerd, NAMESPACE, Settings};
+use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::link::Link;
 use clipper_tests::proxy::Proxy;
 use clipper_tests::registry::{Registry, free_port};
@@ -102,7 +102,7 @@ impl FarRegistry {
                     "--address",
                     &socket,
                     "--namespace",
-                    NAMESPACE,
+                    containerd.namespace(),
                     "--snapshotter",
                     "clipper",
                     &reference,
@@ -115,7 +115,7 @@ impl FarRegistry {
         let variable = format!("{}={}", application.port_variable, port.port());
         let line = ["run", "--detach", "--net-host", "--env", &variable, "--snapshotter", kind, &reference, "app"];
         containerd.ctr(&line)?;
-        wait_for_page(port, Duration::from_secs(300)).with_context(|| {
+        wait_for_page(port, Duration::from_secs(120)).with_context(|| {
             let log = snapshotter.as_ref().map(Snapshotter::log).unwrap_or_default();
             format!("the application does not answer; the snapshotter logged:\n{log}")
         })?;

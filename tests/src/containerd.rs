@@ -50,9 +50,6 @@ pub struct Containerd {
     scratch: Scratch,
 }
 
-/// The namespace that `ctr` is told to use.
-pub const NAMESPACE: &str = "tests";
-
 impl Containerd {
     /// Starts one, empty.
     pub fn start(settings: Settings) -> Result<Self> {
@@ -75,6 +72,12 @@ impl Containerd {
         &self.socket
     }
 
+    /// The namespace that `ctr` is told to use: its own, because runc keeps its containers by namespace and id alone,
+    /// below `/run/containerd/runc`, whichever containerd they are of.
+    pub fn namespace(&self) -> &str {
+        self.scratch.name()
+    }
+
     /// Its directory of persistent data.
     pub fn root(&self) -> PathBuf {
         self.scratch.join("root")
@@ -93,7 +96,7 @@ impl Containerd {
     /// `ctr ARGS`, not yet run.
     pub fn ctr_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(&self.socket).args(["--namespace", NAMESPACE]).args(args);
+        command.arg("--address").arg(&self.socket).args(["--namespace", self.namespace()]).args(args);
         command
     }
 
@@ -137,7 +140,7 @@ impl Containerd {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mounts = runtime.block_on(async {
             let mut client = SnapshotsClient::new(containerd_client::connect(&self.socket).await?);
-            anyhow::Ok(client.view(with_namespace!(request, NAMESPACE)).await?.into_inner().mounts)
+            anyhow::Ok(client.view(with_namespace!(request, self.namespace())).await?.into_inner().mounts)
         })?;
         let view = View { containerd: self, snapshotter: snapshotter.into(), key, at };
         for mount in mounts {
@@ -239,6 +242,12 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 {}"#,
             proxy.unwrap_or_default()
         )
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(self.namespace()));
     }
 }
 

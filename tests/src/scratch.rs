@@ -40,6 +40,11 @@ impl Scratch {
         &self.dir
     }
 
+    /// Its last part: a name that nothing else has while it exists.
+    pub fn name(&self) -> &str {
+        self.dir.file_name().and_then(|name| name.to_str()).unwrap_or("clipper-tests")
+    }
+
     /// The path of something in it.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.join(name)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clipper_tests::clipper::{Snapshotter, clipper_ok, convert};
-use clipper_tests::containerd::{Containerd, NAMESPACE, Settings};
+use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::corpus::noise;
 use clipper_tests::layout::{Compression, Layout};
 use clipper_tests::proxy::Proxy;
@@ -33,8 +33,16 @@ impl Node {
     /// `clipper pull`; gives its report.
     pub fn pull(&self, reference: &str) -> serde_json::Value {
         let socket = self.containerd.socket().display().to_string();
-        let report =
-            clipper_ok(&["pull", "--json", "--address", &socket, "--namespace", NAMESPACE, reference]).unwrap();
+        let report = clipper_ok(&[
+            "pull",
+            "--json",
+            "--address",
+            &socket,
+            "--namespace",
+            self.containerd.namespace(),
+            reference,
+        ])
+        .unwrap();
         serde_json::from_str(&report).unwrap()
     }
 }
