@@ -7,6 +7,7 @@ use clipper_format::{
     },
     span::{Span, Start},
 };
+use flate2::{Decompress, FlushDecompress, Status};
 use gzip_support::*;
 use proptest::prelude::*;
 use std::sync::LazyLock;
@@ -43,6 +44,38 @@ fn every_flipped_bit_is_noticed() {
             let all: Vec<u8> = spans.into_iter().flat_map(|span| span.bytes).collect();
             assert!(all == data, "bit {bit} changed the bytes unnoticed");
         }
+    }
+}
+
+#[test]
+fn a_broken_stream_is_refused_if_and_only_if_zlib_refuses_it() {
+    for level in [1, 6, 9] {
+        let layer = member(&layer_like(23 + u64::from(level), 2500), level);
+        let mut refused = 0;
+        for bit in PLAIN_HEADER.len() * 8..(layer.len() - 8) * 8 {
+            let mut broken = layer.clone();
+            broken[bit / 8] ^= 1 << (bit % 8);
+            let deflate = &broken[PLAIN_HEADER.len()..];
+            let mut zlib = Decompress::new(false);
+            let mut out = Vec::with_capacity(1 << 20);
+            let status = zlib.decompress_vec(deflate, &mut out, FlushDecompress::Finish);
+            let read = zlib.total_in() as usize;
+            // Whatever trailer comes next is made right, so that only the stream itself counts.
+            let accepted = matches!(status, Ok(Status::StreamEnd));
+            let end = PLAIN_HEADER.len() + if accepted { read } else { deflate.len() };
+            let trailer = [crc32fast::hash(&out).to_le_bytes(), (out.len() as u32).to_le_bytes()].concat();
+            match index(&[&broken[..end], &trailer].concat(), SPAN, usize::MAX) {
+                Ok(spans) => {
+                    let all: Vec<u8> = spans.into_iter().flat_map(|span| span.bytes).collect();
+                    assert!(accepted && all == out, "level {level}, bit {bit}: zlib says {status:?}");
+                }
+                Err(error) => {
+                    assert!(!accepted, "level {level}, bit {bit}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 50, "level {level}: {refused} refused");
     }
 }
 
