@@ -352,10 +352,8 @@ mod tests {
     #[test]
     fn a_claim_makes_runs_of_what_is_not_in_flight_yet() {
         let mut board = Board::default();
-        assert_eq!(
-            claim(&mut board, 4..6, Priority::Foreground, 8).iter().map(|r| r.1.clone()).collect::<Vec<_>>(),
-            [4..8]
-        );
+        let runs = claim(&mut board, 4..6, Priority::Foreground, 8);
+        assert_eq!((runs.len(), runs[0].1.clone()), (1, 4..8));
         let runs = claim(&mut board, 2..10, Priority::Foreground, 12);
         assert_eq!(runs.iter().map(|run| run.1.clone()).collect::<Vec<_>>(), [2..4, 8..12]);
         let of = |span| board.priority(runs[1].0, span);

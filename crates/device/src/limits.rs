@@ -73,7 +73,9 @@ impl Limits {
         let now = Instant::now();
         let mut free_at = rate.free_at.lock().unwrap_or_else(PoisonError::into_inner);
         let start = (*free_at).max(now);
-        *free_at = start + Duration::from_secs_f64(bytes as f64 / rate.bytes_per_second);
+        // A span has 64 MiB at most: no more than a year of it.
+        let takes = (bytes as f64 / rate.bytes_per_second).min(3e7);
+        *free_at = start + Duration::from_secs_f64(takes);
         start - now
     }
 }
@@ -82,5 +84,33 @@ impl Pool {
     fn new(bytes: u64) -> Self {
         let size = u32::try_from(bytes / MEMORY_UNIT).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         Self { permits: Arc::new(Semaphore::new(size as usize)), size }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fill_pauses_for_as_long_as_its_rate_demands() {
+        let limits = Limits::new(&DeviceOptions { fill_rate: Some(1000), ..DeviceOptions::default() });
+        assert_eq!(limits.fill_pause(3_600_000), Duration::ZERO);
+        assert!(limits.fill_pause(3_600_000) > Duration::from_secs(3000));
+        assert!(limits.fill_pause(0) > Duration::from_secs(6000));
+        let limits = Limits::new(&DeviceOptions::default());
+        assert_eq!((limits.fill_pause(u64::MAX), limits.fill_pause(1)), (Duration::ZERO, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn readers_never_wait_for_what_others_hold() {
+        let limits = Limits::new(&DeviceOptions { memory: 4096, ..DeviceOptions::default() });
+        let _low = limits.memory(Priority::Background, u64::MAX).await;
+        let _high = limits.memory(Priority::Foreground, 100).await;
+        let mut held = Vec::new();
+        for _ in 0..DeviceOptions::default().background_connections {
+            held.push(limits.connection(Priority::Background).await);
+        }
+        assert!(limits.connection(Priority::Foreground).await.is_some());
+        assert!(limits.connection(Priority::Prefetch).await.is_some());
     }
 }
