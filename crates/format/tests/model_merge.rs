@@ -1,6 +1,7 @@
 //! Random layers through the walker and the merge, against the reference model.
 mod model;
 
+use clipper_format::erofs;
 use clipper_format::merge::merge;
 use clipper_format::tar::{LayerWalker, Limits};
 use clipper_format::tree::{Content, ExtentSource, InodeId, ROOT, Tree};
@@ -82,6 +83,18 @@ proptest! {
     }
 
     #[test]
+    fn nothing_is_lost_when_trees_are_stored(layers in strategy::layers(3, 10)) {
+        let applied: Vec<_> = layers.iter().enumerate().map(|(number, layer)| Disk::unpack(number, layer).1).collect();
+        let archives: Vec<Vec<u8>> = applied.iter().map(|layer| tarball::archive(layer)).collect();
+        let trees: Vec<Tree> = archives.iter().map(|archive| walk(archive, 4096)).collect();
+        let stored = trees.iter().map(stored).collect();
+        let direct = merge(trees, false).unwrap();
+        let merged = self::stored(&merge(stored, false).unwrap());
+        let differences = differences(&view(&direct, &archives), &view(&merged, &archives));
+        prop_assert!(differences.is_empty(), "{}\nlayers: {applied:#?}", differences.join("\n"));
+    }
+
+    #[test]
     fn a_run_with_whiteouts_kept_hides_the_same_above_any_layers(
         layers in strategy::layers(6, 10),
         cut in 1..6usize,
@@ -100,6 +113,12 @@ proptest! {
         };
         prop_assert_eq!(strip(expected), strip(found), "layers: {:#?}", applied);
     }
+}
+
+/// A tree written as an EROFS image and read again.
+fn stored(tree: &Tree) -> Tree {
+    let image = erofs::write(tree).unwrap();
+    erofs::Image::parse(image.into()).unwrap().to_tree().unwrap()
 }
 
 /// A run has one device per layer; merging wants one per tree. The devices are laid end to end in one.
