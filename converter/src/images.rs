@@ -63,8 +63,10 @@ impl TemporaryStore {
     }
 
     /// Removes it, and says so if that fails; otherwise it is removed silently when dropped.
-    pub fn remove(self) -> Result<()> {
+    pub async fn remove(self) -> Result<()> {
         let Self { store, directory } = self;
+        // Devices record what they have when they go; they may outlive the store by a moment, but not the directory.
+        store.flush().await.context("closing the cache")?;
         drop(store);
         directory.close().context("removing the cache")
     }

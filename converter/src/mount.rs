@@ -52,6 +52,11 @@ pub async fn run(common: &Common, args: MountArgs) -> Result<()> {
         _ = interrupt.recv() => mounted.unmount()?,
         _ = terminate.recv() => mounted.unmount()?,
     }
-    drop((mounted, store));
-    temporary.map_or(Ok(()), TemporaryStore::remove)
+    drop(mounted);
+    store.flush().await.context("recording what is cached")?;
+    drop(store);
+    match temporary {
+        Some(temporary) => temporary.remove().await,
+        None => Ok(()),
+    }
 }

@@ -55,7 +55,7 @@ pub async fn run(common: &Common, args: CheckArgs) -> Result<ExitCode> {
             difference_count,
         });
     }
-    store.remove()?;
+    store.remove().await?;
     if common.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {

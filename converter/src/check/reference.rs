@@ -5,8 +5,10 @@
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
 use sha2::{Digest as _, Sha256};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::rc::Rc;
 use tar::EntryType;
 
 /// What a name leads to.
@@ -89,6 +91,63 @@ fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|b| *b == b'/').map_or(&[], |at| &path[..at])
 }
 
+/// What lies between two entries of an archive: the headers that the tar library reads for itself.
+#[derive(Clone, Default)]
+struct Headers(Rc<RefCell<Captured>>);
+
+#[derive(Default)]
+struct Captured {
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+/// Most bytes of headers before one entry.
+const HEADERS_LIMIT: usize = 8 << 20;
+
+impl Headers {
+    /// Nothing before `position` is needed any more.
+    fn forget_before(&self, position: u64) {
+        *self.0.borrow_mut() = Captured { from: position, bytes: Vec::new() };
+    }
+
+    /// The content of the PAX header before the header at `end`; empty if there is none.
+    fn pax(&self, end: u64) -> Vec<u8> {
+        let captured = self.0.borrow();
+        let end = usize::try_from(end.saturating_sub(captured.from)).unwrap_or(usize::MAX).min(captured.bytes.len());
+        let (mut at, mut found) = (0, Vec::new());
+        while let Some(header) = captured.bytes[..end].get(at..at + 512) {
+            let header = tar::Header::from_byte_slice(header);
+            let size = header.entry_size().ok().and_then(|s| usize::try_from(s).ok()).unwrap_or(usize::MAX);
+            let content = captured.bytes[..end].get(at + 512..(at + 512).saturating_add(size));
+            if let (EntryType::XHeader, Some(content)) = (header.entry_type(), content) {
+                found = content.to_vec();
+            }
+            at = (at + 512).saturating_add(size).div_ceil(512).saturating_mul(512);
+        }
+        found
+    }
+}
+
+/// A reader that keeps what [`Headers`] may want.
+struct Tap<R> {
+    inner: R,
+    position: u64,
+    headers: Headers,
+}
+
+impl<R: Read> Read for Tap<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let mut captured = self.headers.0.borrow_mut();
+        let skip = usize::try_from(captured.from.saturating_sub(self.position)).unwrap_or(n).min(n);
+        if captured.bytes.len() < HEADERS_LIMIT {
+            captured.bytes.extend_from_slice(&buffer[skip..n]);
+        }
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
 /// One layer, before it is put on the layers below.
 #[derive(Default)]
 struct Layer {
@@ -125,13 +184,20 @@ pub fn apply(image: &mut Paths, bytes: impl Read) -> Result<()> {
 }
 
 fn read(bytes: impl Read) -> Result<Layer> {
-    let mut archive = tar::Archive::new(bytes);
+    let headers = Headers::default();
+    let mut archive = tar::Archive::new(Tap { inner: bytes, position: 0, headers: headers.clone() });
     let mut layer = Layer::default();
     layer.imply(b"");
     for entry in archive.entries()? {
         let mut entry = entry?;
         let raw = entry.path_bytes().into_owned();
-        layer.entry(&mut entry, &raw).with_context(|| format!("entry {:?}", String::from_utf8_lossy(&raw)))?;
+        let pax = headers.pax(entry.raw_header_position());
+        layer.entry(&mut entry, &pax, &raw).with_context(|| format!("entry {:?}", String::from_utf8_lossy(&raw)))?;
+        let stored = match entry.header().entry_type() {
+            EntryType::GNUSparse => entry.header().entry_size()?,
+            _ => entry.size(),
+        };
+        headers.forget_before(entry.raw_file_position().saturating_add(stored.next_multiple_of(512)));
     }
     Ok(layer)
 }
@@ -183,7 +249,7 @@ impl Layer {
         Ok(done.join(&b'/'))
     }
 
-    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, raw: &[u8]) -> Result<()> {
+    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, pax: &[u8], raw: &[u8]) -> Result<()> {
         let path = self.resolve(raw)?;
         let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
         let directory = parent(&path).to_vec();
@@ -214,14 +280,26 @@ impl Layer {
                     format!("links to {:?}, which this layer lacks", String::from_utf8_lossy(&target))
                 })?;
             self.paths.remove(&path);
+            // The link's own header sets the attributes of what it links to, as any entry's does.
+            let described = attributes(entry, pax)?;
+            let node = &mut self.paths.nodes[number];
+            let kind = node.kind.clone();
+            let mut xattrs = std::mem::take(&mut node.xattrs);
+            xattrs.extend(described.xattrs.clone());
+            *node = Node { kind, xattrs, ..described };
             self.paths.names.insert(path.clone(), number);
             self.whiteouts.remove(&path);
             return Ok(());
         }
-        let Some(node) = node(entry, kind)? else { return Ok(()) };
+        let Some(mut node) = node(entry, pax, kind)? else { return Ok(()) };
         let both_directories =
             node.kind == Kind::Directory && self.paths.get(&path).is_some_and(|n| n.kind == Kind::Directory);
-        if !both_directories {
+        if both_directories {
+            // A directory that is there already is kept, and so are xattrs that the new entry doesn't name.
+            for (name, value) in self.paths.get(&path).map(|n| n.xattrs.clone()).unwrap_or_default() {
+                node.xattrs.entry(name).or_insert(value);
+            }
+        } else {
             self.paths.remove(&path);
             self.opaque.retain(|o| o != &path && !is_below(o, &path));
         }
@@ -237,35 +315,11 @@ fn components(path: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// The inode that an entry describes; `None` for types that don't make one.
-fn node<R: Read>(entry: &mut tar::Entry<'_, R>, kind: EntryType) -> Result<Option<Node>> {
-    let mut mtime = None;
-    let mut xattrs = BTreeMap::new();
-    let (mut uid, mut gid) = (None, None);
-    if let Some(extensions) = entry.pax_extensions()? {
-        for extension in extensions {
-            let extension = extension?;
-            let value = extension.value_bytes();
-            match extension.key_bytes() {
-                b"mtime" => mtime = Some(pax_time(value)?),
-                b"uid" => uid = Some(decimal(value)?),
-                b"gid" => gid = Some(decimal(value)?),
-                key => {
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        xattrs.insert(name.to_vec(), value.to_vec());
-                    }
-                }
-            }
-        }
-    }
+fn node<R: Read>(entry: &mut tar::Entry<'_, R>, pax: &[u8], kind: EntryType) -> Result<Option<Node>> {
     let header = entry.header();
     let numbers = || -> Result<(u32, u32)> {
         Ok((header.device_major()?.unwrap_or_default(), header.device_minor()?.unwrap_or_default()))
     };
-    let perm = header.mode()? & 0o7777;
-    let uid = uid.map_or_else(|| header.uid(), Ok)?;
-    let gid = gid.map_or_else(|| header.gid(), Ok)?;
-    // A base-256 field may be negative; the library reads it as unsigned.
-    let seconds = header.mtime()? as i64;
     let made = match kind {
         EntryType::Directory => Kind::Directory,
         EntryType::Symlink => {
@@ -288,14 +342,54 @@ fn node<R: Read>(entry: &mut tar::Entry<'_, R>, kind: EntryType) -> Result<Optio
         }
         _ => return Ok(None),
     };
-    Ok(Some(Node {
-        kind: made,
-        perm,
+    Ok(Some(Node { kind: made, ..attributes(entry, pax)? }))
+}
+
+/// The attributes that an entry gives, as those of a FIFO.
+fn attributes<R: Read>(entry: &tar::Entry<'_, R>, pax: &[u8]) -> Result<Node> {
+    let (mut mtime, mut uid, mut gid) = (None, None, None);
+    let mut xattrs = BTreeMap::new();
+    for (key, value) in pax_records(pax)? {
+        match key {
+            b"mtime" => mtime = Some(pax_time(value)?),
+            b"uid" => uid = Some(decimal(value)?),
+            b"gid" => gid = Some(decimal(value)?),
+            key => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    xattrs.insert(name.to_vec(), value.to_vec());
+                }
+            }
+        }
+    }
+    let header = entry.header();
+    let uid = uid.map_or_else(|| header.uid(), Ok)?;
+    let gid = gid.map_or_else(|| header.gid(), Ok)?;
+    // A base-256 field may be negative; the library reads it as unsigned.
+    let seconds = header.mtime()? as i64;
+    Ok(Node {
+        kind: Kind::Fifo,
+        perm: header.mode()? & 0o7777,
         uid: u32::try_from(uid).context("owner out of range")?,
         gid: u32::try_from(gid).context("group out of range")?,
         mtime: Some(mtime.unwrap_or((seconds, 0))),
         xattrs,
-    }))
+    })
+}
+
+/// The records of a PAX header, `length key=value\n` (POSIX pax, "pax Extended Header"). The tar library takes a newline
+/// for the end of a record, which binary xattrs may hold.
+fn pax_records(mut pax: &[u8]) -> Result<Vec<(&[u8], &[u8])>> {
+    let mut records = Vec::new();
+    while !pax.is_empty() {
+        let space = pax.iter().position(|b| *b == b' ').context("a malformed PAX record")?;
+        let length = usize::try_from(decimal(&pax[..space])?)?;
+        let record =
+            pax.get(space + 1..length).and_then(|r| r.strip_suffix(b"\n")).context("a malformed PAX record")?;
+        let equals = record.iter().position(|b| *b == b'=').context("a malformed PAX record")?;
+        records.push((&record[..equals], &record[equals + 1..]));
+        pax = &pax[length..];
+    }
+    Ok(records)
 }
 
 fn decimal(value: &[u8]) -> Result<u64> {

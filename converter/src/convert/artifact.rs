@@ -4,6 +4,7 @@ use clipper_format::index::{
     ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, MEDIA_TYPE_CHECKPOINTS, MEDIA_TYPE_INDEX_ARTIFACT,
     MEDIA_TYPE_INDEX_LAYER,
 };
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// Media type of an OCI image index (image-spec, image-index.md).
@@ -123,28 +124,69 @@ pub fn index_manifest(image: &Document, index: &BlobRef, checkpoints: Option<&Bl
     Document::new(IMAGE_MANIFEST, &manifest)
 }
 
+/// An OCI image index as Go's OCI structs write it: fields in their order and none that older ones lack (such as
+/// `artifactType`). Tools that read and write an index again when they copy it, as skopeo before 1.14 does, then arrive
+/// at the same bytes and so at the same digest.
+#[derive(Serialize)]
+struct ImageIndex<'a> {
+    #[serde(rename = "schemaVersion")]
+    schema_version: u8,
+    #[serde(rename = "mediaType")]
+    media_type: &'a str,
+    manifests: Vec<Entry<'a>>,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    #[serde(rename = "mediaType")]
+    media_type: &'a str,
+    digest: Digest,
+    size: usize,
+    platform: Platform<'a>,
+}
+
+#[derive(Serialize)]
+struct Platform<'a> {
+    architecture: &'a Value,
+    os: &'a Value,
+    #[serde(rename = "os.version", skip_serializing_if = "Option::is_none")]
+    os_version: Option<&'a Value>,
+    #[serde(rename = "os.features", skip_serializing_if = "Option::is_none")]
+    os_features: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variant: Option<&'a Value>,
+}
+
+impl<'a> Platform<'a> {
+    fn of(value: &'a Value) -> Self {
+        Self {
+            architecture: &value["architecture"],
+            os: &value["os"],
+            os_version: value.get("os.version"),
+            os_features: value.get("os.features"),
+            variant: value.get("variant"),
+        }
+    }
+}
+
 /// The OCI image index of all `(platform, image manifest, index manifest)`. Index manifests follow all images, for
 /// clients that take the first entry without looking at platforms.
-pub fn image_index(images: &[(Value, Document, Document)]) -> Document {
-    let with = |document: &Document, extra: Value| {
-        let mut descriptor = document.descriptor();
-        if let (Value::Object(descriptor), Value::Object(extra)) = (&mut descriptor, extra) {
-            descriptor.extend(extra);
-        }
-        descriptor
+///
+/// # Errors
+/// If it can't be written as JSON: never, with strings for keys.
+pub fn image_index(images: &[(Value, Document, Document)]) -> serde_json::Result<Document> {
+    let unknown = json!({ "architecture": "unknown", "os": "unknown" });
+    let entry = |document: &Document, platform| Entry {
+        media_type: document.media_type,
+        digest: document.digest,
+        size: document.bytes.len(),
+        platform,
     };
-    let mut manifests: Vec<Value> =
-        images.iter().map(|(platform, image, _)| with(image, json!({ "platform": platform }))).collect();
-    manifests.extend(images.iter().map(|(_, _, index)| {
-        with(
-            index,
-            json!({
-                "artifactType": MEDIA_TYPE_INDEX_ARTIFACT,
-                "platform": { "architecture": "unknown", "os": "unknown" },
-            }),
-        )
-    }));
-    Document::new(IMAGE_INDEX, &json!({ "schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": manifests }))
+    let own = images.iter().map(|(platform, image, _)| entry(image, Platform::of(platform)));
+    let attached = images.iter().map(|(_, _, index)| entry(index, Platform::of(&unknown)));
+    let manifests = own.chain(attached).collect();
+    let bytes = serde_json::to_vec(&ImageIndex { schema_version: 2, media_type: IMAGE_INDEX, manifests })?;
+    Ok(Document { media_type: IMAGE_INDEX, digest: Digest::of(&bytes), bytes })
 }
 
 #[cfg(test)]
@@ -191,11 +233,13 @@ mod tests {
         assert_eq!(made["subject"]["digest"], image.digest.to_string());
         assert_eq!(made["artifactType"], MEDIA_TYPE_INDEX_ARTIFACT);
         assert_eq!(made["layers"].as_array().map(Vec::len), Some(2));
-        let top = image_index(&[(json!({ "os": "linux", "architecture": "amd64" }), image, artifact)]);
+        let top = image_index(&[(json!({ "os": "linux", "architecture": "amd64" }), image, artifact)]).unwrap();
+        assert!(top.bytes.starts_with(
+            br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"#
+        ));
         let made: Value = serde_json::from_slice(&top.bytes).unwrap();
         assert_eq!(made["manifests"][0]["platform"]["os"], "linux");
         assert_eq!(made["manifests"][1]["platform"]["os"], "unknown");
-        assert_eq!(made["manifests"][1]["artifactType"], MEDIA_TYPE_INDEX_ARTIFACT);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub async fn manifests(plan: &Plan, images: &[(&PlannedImage, Made)]) -> Result<
             put(plan, Selector::Digest(document.digest), document).await?;
         }
     }
-    let top = artifact::image_index(&documents);
+    let top = artifact::image_index(&documents).context("writing the image index")?;
     let tag = plan.target.tag().unwrap_or_default().to_owned();
     put(plan, Selector::Tag(tag), &top).await?;
     Ok(Published { top: top.digest, manifests: documents.iter().map(|(_, m, a)| (m.digest, a.digest)).collect() })
