@@ -347,11 +347,11 @@ fn sparse() -> ImageRecipe {
         // Whole blocks but for the last, as GNU tar finds them.
         let few = vec![(0, noise(2, 1024)), (1 << 20, noise(3, 4096)), (3_000_320, noise(4, 77))];
         let many = (0..60).map(|run| (run * 10_240 + 512, noise(run, 512))).collect();
-        let cases: [(&str, u64, Vec<(u64, Vec<u8>)>); 5] = [
+        let cases = [
             ("few", 3_000_397, few.clone()),
             ("hole-at-the-end", 5_000_000, few),
             ("many", 700_000, many),
-            ("all-hole", 1_000_000, vec![]),
+            ("all-hole", 1_000_000, Vec::new()),
             ("no-hole", 2048, vec![(0, noise(9, 2048))]),
         ];
         for (case, size, runs) in cases {

@@ -219,7 +219,7 @@ async fn forward(
     state: &State,
     connection: &mut Option<SendRequest<Incoming>>,
 ) -> Result<Response<Incoming>> {
-    if !connection.as_ref().is_some_and(|sender| !sender.is_closed()) {
+    if connection.as_ref().is_none_or(|sender| sender.is_closed()) {
         let stream = TcpStream::connect(state.upstream).await?;
         stream.set_nodelay(true)?;
         let (sender, driver) = handshake(TokioIo::new(stream)).await?;

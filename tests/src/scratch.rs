@@ -69,7 +69,7 @@ fn sweep() {
     for entry in fs::read_dir(HOME).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let owner = name.split('-').next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-        if !owner.is_some_and(|pid| test_kill_process(pid).is_ok()) {
+        if owner.is_none_or(|pid| test_kill_process(pid).is_err()) {
             evict(&entry.path());
         }
     }

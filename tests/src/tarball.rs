@@ -224,7 +224,7 @@ impl<W: Write> TarWriter<W> {
                 self.header(entry, &entry.path, stored, records)?;
             }
             SparseFormat::Pax10 => {
-                write!(front, "{}\n", map.len())?;
+                writeln!(front, "{}", map.len())?;
                 for (at, len) in &map {
                     write!(front, "{at}\n{len}\n")?;
                 }
