@@ -73,7 +73,7 @@ pub enum LazyError {
         /// Bytes asked for.
         len: usize,
         /// What went wrong.
-        source: DeviceError,
+        source: Box<DeviceError>,
     },
     /// The cached bytes of a layer can't be read from the local disk.
     #[error("layer {layer}: cached bytes can't be read")]
@@ -165,7 +165,7 @@ impl LazyImage {
                     let LazyDevice { layer, device } = &self.inner.devices[number];
                     let len = out.len();
                     let read = device.read(offset, out).await;
-                    read.map_err(|source| LazyError::Device { layer: *layer, offset, len, source })?;
+                    read.map_err(|error| LazyError::Device { layer: *layer, offset, len, source: Box::new(error) })?;
                 }
                 Source::Hole => out.fill(0),
                 Source::Tree { offset } => self.copy_from_tree(file.nid, offset, out)?,

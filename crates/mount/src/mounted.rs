@@ -22,7 +22,7 @@ pub struct Mounted {
 pub enum MountError {
     /// The store can't make the image.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
     /// The kernel or the directory refuses.
     #[error("{}: {doing}", dir.display())]
     Kernel {
@@ -42,6 +42,12 @@ pub enum MountError {
     /// The process is shutting down.
     #[error("the mount was interrupted")]
     Interrupted(#[from] tokio::task::JoinError),
+}
+
+impl From<StoreError> for MountError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
 }
 
 impl Mounted {

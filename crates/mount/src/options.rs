@@ -46,13 +46,15 @@ pub struct MountOptions {
     pub background_fill: bool,
     /// Threads that answer the kernel, at least 1. They only answer what is cached: a fetch doesn't hold one up.
     pub threads: usize,
-    /// Bytes / 1024 that the kernel reads ahead of a sequential reader or around a page fault.
+    /// KiB that the kernel reads ahead of a sequential reader and around a page fault. Devices read ahead by themselves
+    /// while they are filled, so more only fetches spans that nobody needs: a first `rustc --print cfg` makes 125 MB of
+    /// spans come at 128 KiB, 136 at 256, 143 at 512, 152 at 1024. What is cached costs the same CPU time at all of these.
     pub read_ahead_kib: u32,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { driver: Driver::Auto, background_fill: false, threads: 2, read_ahead_kib: 1024 }
+        Self { driver: Driver::Auto, background_fill: false, threads: 2, read_ahead_kib: 256 }
     }
 }
 

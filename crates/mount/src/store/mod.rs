@@ -28,7 +28,7 @@ use clipper_format::{
 use clipper_registry::{Client, Reference, RegistryError, Repository};
 pub(crate) use lease::Lease;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -145,7 +145,7 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
         /// What went wrong.
-        source: DeviceError,
+        source: Box<DeviceError>,
     },
     /// A device can't be opened.
     #[error("the device of layer {layer} can't be opened")]
@@ -153,7 +153,7 @@ pub enum StoreError {
         /// The layer.
         layer: Digest,
         /// What went wrong.
-        source: DeviceError,
+        source: Box<DeviceError>,
     },
     /// Tree and devices don't fit each other.
     #[error(transparent)]
@@ -174,7 +174,7 @@ impl Store {
         let trees = TreeCache::open(root.join("trees"))?;
         let devices = root.join("devices");
         let devices = Devices::open(devices.clone(), options.devices, runtime.clone())
-            .map_err(|source| StoreError::Devices { path: devices, source })?;
+            .map_err(|error| StoreError::Devices { path: devices, source: Box::new(error) })?;
         Ok(Arc::new(Self {
             client,
             runtime,
@@ -268,12 +268,20 @@ impl Store {
         Mounted::mount(image, dir, options, self.runtime.clone()).await
     }
 
+    /// Makes everything that was fetched so far durable. To be called before the process ends.
+    ///
+    /// # Errors
+    /// If the local disk fails.
+    pub async fn flush(&self) -> Result<(), DeviceError> {
+        self.devices.flush().await
+    }
+
     /// The indexes that describe `layers`, each read once.
     async fn indexes_of(self: &Arc<Self>, layers: &[LayerRef]) -> Result<Indexes, StoreError> {
         let mut indexes = HashMap::new();
         for layer in layers {
-            if !indexes.contains_key(&layer.index) {
-                indexes.insert(layer.index, self.index_of(layer).await?);
+            if let Entry::Vacant(place) = indexes.entry(layer.index) {
+                place.insert(self.index_of(layer).await?);
             }
         }
         Ok(indexes)
@@ -365,7 +373,8 @@ impl Store {
                     repositories.push(store.repository(layer.layer, reference)?);
                 }
                 let device = devices::open(&store.devices, key, described, index.checkpoints.as_ref(), &repositories);
-                let device = device.map_err(|source| StoreError::Device { layer: layer.layer, source })?;
+                let device =
+                    device.map_err(|error| StoreError::Device { layer: layer.layer, source: Box::new(error) })?;
                 devices.push(LazyDevice { layer: layer.layer, device });
             }
             Ok(devices)

@@ -44,7 +44,8 @@ impl Store {
             for key in self.devices.list() {
                 if !keys.contains(&key) {
                     freed += self.devices.usage(&key);
-                    self.devices.remove(&key).map_err(|source| StoreError::Device { layer: key, source })?;
+                    let removed = self.devices.remove(&key);
+                    removed.map_err(|error| StoreError::Device { layer: key, source: Box::new(error) })?;
                 }
             }
         } else {

@@ -238,7 +238,9 @@ fn open_store(root: PathBuf) -> Arc<Store> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match open() {
-            Err(StoreError::Devices { source: DeviceError::InUse { .. }, .. }) if Instant::now() < deadline => {
+            Err(StoreError::Devices { source, .. })
+                if matches!(*source, DeviceError::InUse { .. }) && Instant::now() < deadline =>
+            {
                 thread::sleep(Duration::from_millis(10));
             }
             opened => return opened.unwrap(),

@@ -4,7 +4,8 @@ use crate::{
     tarball::{Entry, Kind},
     walk::{noise, view},
 };
-use clipper_mount::MountOptions;
+use clipper_format::Digest;
+use clipper_mount::{Beneath, MountOptions};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::{
     ffi::CString,
@@ -110,6 +111,25 @@ async fn a_tree_with_whiteouts_covers_an_ordinary_directory_below_it() {
     assert_eq!(names, ["", "dir", "dir/kept", "dir/more", "dir/replaced", "opaque", "opaque/new", "opaque/newer"]);
     assert_eq!(seen[&b"dir/replaced"[..]].kind, Kind::File(b"by the image".to_vec()));
     assert_eq!(seen[&b"dir/kept"[..]].kind, Kind::File(b"kept".to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn directories_that_no_layer_described_look_as_they_do_beneath() {
+    let image = Image::gzip(&[Entry::file("tmp/x", "x"), Entry::file("new/x", "x")]);
+    let node = Node::new();
+    let ordinary = node.dir("ordinary");
+    fs::create_dir(ordinary.join("tmp")).unwrap();
+    fs::set_permissions(ordinary.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    std::os::unix::fs::chown(ordinary.join("tmp"), Some(7), Some(8)).unwrap();
+    let beneath = Beneath { id: Digest::of(b"beneath"), dirs: vec![ordinary.clone()] };
+    let options = MountOptions::default();
+    let mounted = node.store.mount_above(&image.layers, &beneath, &node.dir("mnt"), &options).await.unwrap();
+    let overlay = Overlay::new(&node, &[mounted.dir(), &ordinary]);
+    let seen = view(&overlay.0);
+    let attributes = |path: &str| (seen[path.as_bytes()].mode, seen[path.as_bytes()].uid, seen[path.as_bytes()].gid);
+    assert_eq!(attributes("tmp"), (0o1777, 7, 8));
+    assert_eq!(attributes("new"), (0o755, 0, 0));
+    assert_eq!(seen[&b"tmp/x"[..]].kind, Kind::File(b"x".to_vec()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -132,9 +132,7 @@ async fn what_was_read_once_is_there_after_a_restart_without_any_registry() {
     let mounted = node.mount(&image).await;
     assert!(std::fs::read(mounted.dir().join("read")).unwrap() == content);
     assert!(std::fs::read(mounted.dir().join("stored")).unwrap() == noise(23, 100_000));
-    for device in mounted.image().devices() {
-        device.device.flush().await.unwrap();
-    }
+    node.store.flush().await.unwrap();
     mounted.unmount().unwrap();
     mounted.ended().await;
     drop(mounted);
