@@ -32,6 +32,10 @@ pub struct Arguments {
     /// Directory for records, writable layers, indexes and cached data [default: /var/lib/clipper-snapshotter].
     #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
+    /// containerd's own socket, asked where an image came from when `ctr` doesn't say
+    /// [default: /run/containerd/containerd.sock].
+    #[arg(long, value_name = "SOCKET")]
+    pub containerd_address: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or directives such as `info,clipper_device=debug`
     /// [default: info].
     #[arg(long, value_name = "LEVEL")]
@@ -152,9 +156,10 @@ impl Config {
                 Self::parse(&text).with_context(|| format!("in {}", path.display()))?
             }
         };
-        let Arguments { config: _, address, root, log_level } = arguments;
+        let Arguments { config: _, address, root, containerd_address, log_level } = arguments;
         config.address = address.unwrap_or(config.address);
         config.root = root.unwrap_or(config.root);
+        config.containerd_address = containerd_address.unwrap_or(config.containerd_address);
         config.log_level = log_level.unwrap_or(config.log_level);
         config.root = std::path::absolute(&config.root).context("make the root absolute")?;
         config.check()?;

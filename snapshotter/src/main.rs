@@ -26,6 +26,7 @@ use lifecycle::Lifecycle;
 use remote::Remote;
 use service::Service;
 use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
 use tokio::runtime::Handle;
 use tracing_subscriber::EnvFilter;
 
@@ -56,8 +57,11 @@ async fn run(config: Config) -> Result<()> {
     let options = StoreOptions { root: root.clone(), client: client.clone(), devices: config.fetch.device_options() };
     let store = Store::open(options, Handle::current()).context("open the store of cached data")?;
     let containerd = ContentStore::new(config.containerd_address.clone());
-    let remote = Remote::open(root, client, store, containerd, config.mount_options())?;
+    let remote = Remote::open(root, client, Arc::clone(&store), containerd, config.mount_options())?;
     let lifecycle = Lifecycle::open(root, remote).await?;
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
-    socket.serve(Service::new(lifecycle)).await
+    let served = socket.serve(Service::new(lifecycle)).await;
+    // What was fetched in the last seconds isn't known to be on disk yet: the next daemon shouldn't fetch it again.
+    store.flush().await.context("record what is cached")?;
+    served
 }

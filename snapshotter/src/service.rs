@@ -26,6 +26,31 @@ impl Service {
     pub fn new(lifecycle: Arc<Lifecycle>) -> Self {
         Self { lifecycle }
     }
+
+    /// Does `work` for the request `call` about `snapshot`, logs what came of it, and makes a status of an error. Work
+    /// once begun runs to its end even if containerd hangs up: nothing is left half done.
+    async fn answer<T, F>(
+        &self,
+        call: &'static str,
+        snapshot: String,
+        work: impl FnOnce(Arc<Lifecycle>, String) -> F,
+    ) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let result =
+            tokio::spawn(work(Arc::clone(&self.lifecycle), snapshot.clone())).await.unwrap_or(Err(Error::Interrupted));
+        match &result {
+            Ok(_) => tracing::debug!(call, snapshot, "done"),
+            // Both are part of containerd's ordinary conversation.
+            Err(error @ (Error::NotFound(_) | Error::AlreadyExists(_))) => {
+                tracing::debug!(call, snapshot, %error, "answered");
+            }
+            Err(error) => tracing::warn!(call, snapshot, %error, "failed"),
+        }
+        result.map_err(status)
+    }
 }
 
 #[tonic::async_trait]
@@ -38,8 +63,8 @@ impl Snapshots for Service {
     ) -> Result<Response<api::PrepareSnapshotResponse>, Status> {
         let namespace = namespace(request.metadata());
         let api::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        let new = NewSnapshot { kind: Kind::Active, key: key.clone(), parent: name(parent), labels, namespace };
-        let mounts = answer("prepare", &key, self.lifecycle.prepare(new).await)?;
+        let new = NewSnapshot { kind: Kind::Active, key: key.clone(), parent: parent_name(parent), labels, namespace };
+        let mounts = self.answer("prepare", key, |all, _| async move { all.prepare(new).await }).await?;
         Ok(Response::new(api::PrepareSnapshotResponse { mounts: mounts_message(mounts) }))
     }
 
@@ -49,25 +74,27 @@ impl Snapshots for Service {
     ) -> Result<Response<api::ViewSnapshotResponse>, Status> {
         let namespace = namespace(request.metadata());
         let api::ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
-        let new = NewSnapshot { kind: Kind::View, key: key.clone(), parent: name(parent), labels, namespace };
-        let mounts = answer("view", &key, self.lifecycle.prepare(new).await)?;
+        let new = NewSnapshot { kind: Kind::View, key: key.clone(), parent: parent_name(parent), labels, namespace };
+        let mounts = self.answer("view", key, |all, _| async move { all.prepare(new).await }).await?;
         Ok(Response::new(api::ViewSnapshotResponse { mounts: mounts_message(mounts) }))
     }
 
     async fn mounts(&self, request: Request<api::MountsRequest>) -> Result<Response<api::MountsResponse>, Status> {
         let key = request.into_inner().key;
-        let mounts = answer("mounts", &key, self.lifecycle.mounts(key.clone()).await)?;
+        let mounts = self.answer("mounts", key, |all, key| async move { all.mounts(key).await }).await?;
         Ok(Response::new(api::MountsResponse { mounts: mounts_message(mounts) }))
     }
 
     async fn commit(&self, request: Request<api::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let api::CommitSnapshotRequest { name, key, labels, .. } = request.into_inner();
-        answer("commit", &key, self.lifecycle.commit(key.clone(), name, labels).await).map(Response::new)
+        self.answer("commit", key, |all, key| async move { all.commit(key, name, labels).await }).await?;
+        Ok(Response::new(()))
     }
 
     async fn remove(&self, request: Request<api::RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
         let key = request.into_inner().key;
-        answer("remove", &key, self.lifecycle.remove(key.clone()).await).map(Response::new)
+        self.answer("remove", key, |all, key| async move { all.remove(key).await }).await?;
+        Ok(Response::new(()))
     }
 
     async fn stat(
@@ -75,7 +102,7 @@ impl Snapshots for Service {
         request: Request<api::StatSnapshotRequest>,
     ) -> Result<Response<api::StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
-        let info = answer("stat", &key, self.lifecycle.stat(key.clone()).await)?;
+        let info = self.answer("stat", key, |all, key| async move { all.stat(key).await }).await?;
         Ok(Response::new(api::StatSnapshotResponse { info: Some(info_message(info)) }))
     }
 
@@ -86,15 +113,16 @@ impl Snapshots for Service {
         let api::UpdateSnapshotRequest { info, update_mask, .. } = request.into_inner();
         let Some(info) = info else { return Err(Status::invalid_argument("an update must tell the snapshot's info")) };
         let paths = update_mask.unwrap_or_default().paths;
-        let key = info.name;
-        let info = answer("update", &key, self.lifecycle.update(key.clone(), info.labels, paths).await)?;
+        let info = self
+            .answer("update", info.name, |all, key| async move { all.update(key, info.labels, paths).await })
+            .await?;
         Ok(Response::new(api::UpdateSnapshotResponse { info: Some(info_message(info)) }))
     }
 
     async fn list(&self, request: Request<api::ListSnapshotsRequest>) -> Result<Response<Self::ListStream>, Status> {
         let filters = Filters::parse(&request.into_inner().filters)
             .map_err(|error| status(Error::InvalidArgument(error.to_string())))?;
-        let infos = answer("list", "", self.lifecycle.list(filters).await)?;
+        let infos = self.answer("list", String::new(), |all, _| async move { all.list(filters).await }).await?;
         let batches =
             stream::iter(infos).map(info_message).chunks(BATCH).map(|info| Ok(api::ListSnapshotsResponse { info }));
         Ok(Response::new(batches.boxed()))
@@ -102,13 +130,14 @@ impl Snapshots for Service {
 
     async fn usage(&self, request: Request<api::UsageRequest>) -> Result<Response<api::UsageResponse>, Status> {
         let key = request.into_inner().key;
-        let usage = answer("usage", &key, self.lifecycle.usage(key.clone()).await)?;
+        let usage = self.answer("usage", key, |all, key| async move { all.usage(key).await }).await?;
         let count = |number| i64::try_from(number).unwrap_or(i64::MAX);
         Ok(Response::new(api::UsageResponse { size: count(usage.size), inodes: count(usage.inodes) }))
     }
 
     async fn cleanup(&self, _: Request<api::CleanupRequest>) -> Result<Response<()>, Status> {
-        answer("cleanup", "", self.lifecycle.cleanup().await).map(Response::new)
+        self.answer("cleanup", String::new(), |all, _| async move { all.cleanup().await }).await?;
+        Ok(Response::new(()))
     }
 }
 
@@ -117,22 +146,9 @@ fn namespace(metadata: &MetadataMap) -> Option<String> {
     metadata.get("containerd-namespace")?.to_str().ok().map(str::to_owned)
 }
 
-/// An empty name means none.
-fn name(text: String) -> Option<String> {
+/// The name of a parent; empty for none.
+fn parent_name(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
-}
-
-/// Logs what came of a request, and makes a status of an error.
-fn answer<T>(call: &str, snapshot: &str, result: Result<T, Error>) -> Result<T, Status> {
-    match &result {
-        Ok(_) => tracing::debug!(call, snapshot, "done"),
-        // Both are part of containerd's ordinary conversation.
-        Err(error @ (Error::NotFound(_) | Error::AlreadyExists(_))) => {
-            tracing::debug!(call, snapshot, %error, "answered");
-        }
-        Err(error) => tracing::warn!(call, snapshot, %error, "failed"),
-    }
-    result.map_err(status)
 }
 
 /// The status code that containerd turns into the error class again (containerd, `errdefs/grpc.go`).

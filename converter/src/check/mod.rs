@@ -2,6 +2,7 @@
 mod differences;
 mod lazy;
 mod reference;
+mod sparse;
 
 use crate::cli::{CheckArgs, Common};
 use crate::images::{self, TemporaryStore};

@@ -2,6 +2,7 @@
 //!
 //! Gzip and tar are read by other people's libraries and the layers are applied to a plain map of paths, so that
 //! `clipper check` compares two independent readings of the same image.
+use super::sparse;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
 use sha2::{Digest as _, Sha256};
@@ -190,8 +191,9 @@ fn read(bytes: impl Read) -> Result<Layer> {
     layer.imply(b"");
     for entry in archive.entries()? {
         let mut entry = entry?;
-        let raw = entry.path_bytes().into_owned();
         let pax = headers.pax(entry.raw_header_position());
+        let renamed = pax_records(&pax)?.into_iter().rev().find(|(key, _)| *key == b"GNU.sparse.name");
+        let raw = renamed.map_or_else(|| entry.path_bytes().into_owned(), |(_, name)| name.to_vec());
         layer.entry(&mut entry, &pax, &raw).with_context(|| format!("entry {:?}", String::from_utf8_lossy(&raw)))?;
         let stored = match entry.header().entry_type() {
             EntryType::GNUSparse => entry.header().entry_size()?,
@@ -329,20 +331,28 @@ fn node<R: Read>(entry: &mut tar::Entry<'_, R>, pax: &[u8], kind: EntryType) -> 
         EntryType::Block => numbers().map(|(major, minor)| Kind::BlockDevice(major, minor))?,
         EntryType::Fifo => Kind::Fifo,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            let (mut hash, mut size, mut buffer) = (Sha256::new(), 0u64, vec![0; 1 << 16]);
-            loop {
-                let n = entry.read(&mut buffer)?;
-                if n == 0 {
-                    break;
-                }
-                hash.update(&buffer[..n]);
-                size += n as u64;
+            match sparse::Map::read(&pax_records(pax)?, entry)? {
+                Some(map) => map.contents(entry)?,
+                None => contents(entry)?,
             }
-            Kind::File { size, sha256: Digest::from_bytes(hash.finalize().into()) }
         }
         _ => return Ok(None),
     };
     Ok(Some(Node { kind: made, ..attributes(entry, pax)? }))
+}
+
+/// A file of all that `reader` gives.
+fn contents(reader: &mut impl Read) -> Result<Kind> {
+    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0u64, vec![0; 1 << 16]);
+    loop {
+        let n = reader.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hash.update(&buffer[..n]);
+        size += n as u64;
+    }
+    Ok(Kind::File { size, sha256: Digest::from_bytes(hash.finalize().into()) })
 }
 
 /// The attributes that an entry gives, as those of a FIFO.
@@ -355,7 +365,8 @@ fn attributes<R: Read>(entry: &tar::Entry<'_, R>, pax: &[u8]) -> Result<Node> {
             b"uid" => uid = Some(decimal(value)?),
             b"gid" => gid = Some(decimal(value)?),
             key => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                // containerd leaves out `trusted.`, which is for the host alone.
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.").filter(|n| !n.starts_with(b"trusted.")) {
                     xattrs.insert(name.to_vec(), value.to_vec());
                 }
             }
@@ -371,7 +382,8 @@ fn attributes<R: Read>(entry: &tar::Entry<'_, R>, pax: &[u8]) -> Result<Node> {
         perm: header.mode()? & 0o7777,
         uid: u32::try_from(uid).context("owner out of range")?,
         gid: u32::try_from(gid).context("group out of range")?,
-        mtime: Some(mtime.unwrap_or((seconds, 0))),
+        // containerd takes times before 1970 for 1970 (archive/time.go, boundTime).
+        mtime: Some(mtime.unwrap_or((seconds, 0)).max((0, 0))),
         xattrs,
     })
 }
@@ -392,7 +404,8 @@ fn pax_records(mut pax: &[u8]) -> Result<Vec<(&[u8], &[u8])>> {
     Ok(records)
 }
 
-fn decimal(value: &[u8]) -> Result<u64> {
+/// A decimal number of a PAX record.
+pub fn decimal(value: &[u8]) -> Result<u64> {
     std::str::from_utf8(value)?.trim().parse().context("a PAX number")
 }
 
