@@ -22,5 +22,5 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(image) = erofs::write(&tree) {
         erofs::Image::parse(image.into()).and_then(|i| i.to_tree()).expect("own image");
     }
-    let _ = merge(&[tree.clone(), tree], false);
+    let _ = merge(vec![tree.clone(), tree], false);
 });
