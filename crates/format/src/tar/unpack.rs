@@ -96,7 +96,7 @@ impl Unpacker {
     }
 
     /// Applies one entry. `None` if it made no inode: a whiteout, the root, a type that is skipped.
-    pub fn apply(&mut self, entry: Entry) -> Result<Option<InodeId>, Problem> {
+    pub fn apply(&mut self, mut entry: Entry) -> Result<Option<InodeId>, Problem> {
         let name = clean(&entry.name);
         if name.contains(&0) {
             return Err(Problem::Name("it holds a NUL"));
@@ -144,13 +144,13 @@ impl Unpacker {
             return Ok(None);
         }
         self.bottom.revive(&self.tree, dir, base);
-        let existing = self.child(dir, base).filter(|id| {
-            entry.kind == kind::DIRECTORY && matches!(self.tree.inode(*id).content, Content::Directory(_))
-        });
-        if existing.is_none() {
+        // A directory over a directory describes it anew; all else replaces.
+        let there = self.child(dir, base);
+        let same = there.filter(|id| entry.kind == kind::DIRECTORY && self.tree.entries(*id).is_some());
+        if there.is_some() && same.is_none() {
             self.remove(dir, base);
         }
-        let id = match (existing, entry.kind) {
+        let id = match (same, entry.kind) {
             (Some(id), _) => id,
             (None, kind::PAX_GLOBAL) => return Ok(None),
             (None, kind::HARD_LINK) => {
@@ -159,7 +159,7 @@ impl Unpacker {
                 target
             }
             (None, _) => {
-                let content = content(&entry)?;
+                let content = content(&mut entry)?;
                 let inode = self.blank(dir, content);
                 self.add(dir, base, inode)?
             }
@@ -330,7 +330,7 @@ fn is_known(kind: u8) -> bool {
     )
 }
 
-fn content(entry: &Entry) -> Result<Content, Problem> {
+fn content(entry: &mut Entry) -> Result<Content, Problem> {
     // As mknod(2) keeps them: 12 bits of major, 20 of minor.
     let device = || DeviceNumber { major: (entry.major & 0xfff) as u32, minor: (entry.minor & 0xf_ffff) as u32 };
     Ok(match entry.kind {
@@ -339,12 +339,12 @@ fn content(entry: &Entry) -> Result<Content, Problem> {
             if entry.link.is_empty() || entry.link.len() > 4095 || entry.link.contains(&0) {
                 return Err(Problem::SymlinkTarget);
             }
-            Content::Symlink(entry.link.clone())
+            Content::Symlink(std::mem::take(&mut entry.link))
         }
         kind::CHAR_DEVICE => Content::CharDevice(device()),
         kind::BLOCK_DEVICE => Content::BlockDevice(device()),
         kind::FIFO => Content::Fifo,
-        _ => Content::File(entry.data.clone()),
+        _ => Content::File(std::mem::take(&mut entry.data)),
     })
 }
 
