@@ -210,7 +210,7 @@ impl Layer {
             return;
         }
         if !path.is_empty() {
-            self.imply(&parent(path).to_vec());
+            self.imply(parent(path));
         }
         self.paths.remove(path);
         self.paths.insert(

@@ -94,7 +94,7 @@ impl Plan {
         let mut available = Vec::new();
         for image in &set.images {
             let name = PlatformName::of(&image.platform).to_string();
-            let wanted = args.platform.is_empty() || args.platform.iter().any(|p| *p == name);
+            let wanted = args.platform.is_empty() || args.platform.contains(&name);
             available.push(name);
             if wanted {
                 plan.add(image).await?;

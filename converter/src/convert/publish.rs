@@ -17,7 +17,7 @@ const COPIES: usize = 4;
 pub async fn blobs(plan: &Plan, image: &PlannedImage, made: &Made, progress: &Progress) -> Result<()> {
     if !plan.same_repository {
         let mut wanted: Vec<BlobRef> = image.layers.clone();
-        wanted.push(image.config.clone());
+        wanted.push(image.config);
         wanted.sort_by_key(|b| b.digest);
         wanted.dedup_by_key(|b| b.digest);
         futures::stream::iter(wanted)

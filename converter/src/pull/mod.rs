@@ -151,7 +151,7 @@ impl Pull<'_> {
     /// Puts manifests and config into the content store, with the labels by which garbage collection knows what
     /// belongs together; returns the config's diff IDs.
     async fn content(&self) -> Result<Vec<Digest>> {
-        let config = self.config.clone();
+        let config = self.config;
         let config_bytes = self.repository.blob(config.digest, config.size).read_all(CONFIG_LIMIT).await?;
         let parsed: serde_json::Value = serde_json::from_slice(&config_bytes)
             .with_context(|| format!("{}: config {}", self.reference, config.digest))?;

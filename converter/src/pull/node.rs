@@ -215,7 +215,6 @@ impl Node {
             key: key.into(),
             name: chain.to_string(),
             labels,
-            ..Default::default()
         };
         match self.snapshots().commit(self.request(request)?).await {
             Err(status) if status.code() != Code::AlreadyExists => {
