@@ -5,8 +5,10 @@ use clipper_mount::accelerated::{self, AcceleratedImage};
 use clipper_mount::{Store, StoreOptions};
 use clipper_registry::image::ImageSet;
 use clipper_registry::{Client, PlatformName, Reference};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// The accelerated images that `reference` leads to: the one of `platform`, or all.
@@ -39,6 +41,10 @@ pub fn store(client: &Client, root: &Path) -> Result<Arc<Store>> {
         .with_context(|| format!("opening the cache {}", root.display()))
 }
 
+/// How often the removal of a cache is tried again, and how long after.
+const REMOVALS: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// A store that goes with the command.
 pub struct TemporaryStore {
     // Before the directory, so that it is closed before that goes.
@@ -68,6 +74,14 @@ impl TemporaryStore {
         // Devices record what they have when they go; they may outlive the store by a moment, but not the directory.
         store.flush().await.context("closing the cache")?;
         drop(store);
-        directory.close().context("removing the cache")
+        // The last holders of a device let go of it on threads of their own, and may write its presence once more.
+        let path = directory.keep();
+        for _ in 0..REMOVALS {
+            match std::fs::remove_dir_all(&path) {
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => tokio::time::sleep(PAUSE).await,
+                done => return done.with_context(|| format!("removing the cache {}", path.display())),
+            }
+        }
+        std::fs::remove_dir_all(&path).with_context(|| format!("removing the cache {}", path.display()))
     }
 }

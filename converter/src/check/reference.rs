@@ -434,6 +434,8 @@ mod tests {
             header.set_entry_type(*kind);
             header.set_mode(0o644);
             header.set_mtime(7);
+            header.set_uid(0);
+            header.set_gid(0);
             if matches!(kind, EntryType::Link | EntryType::Symlink) {
                 header.set_size(0);
                 let target = std::str::from_utf8(data).unwrap();
