@@ -6,7 +6,7 @@ use crate::{
 use clipper_format::Digest;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{fs, io::ErrorKind, path::Path};
 
 /// Name or key of a snapshot to its record, in JSON: few and small, and readable when something is wrong.
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -86,6 +86,20 @@ pub struct Records {
 impl Records {
     /// Opens or makes the database `path`.
     pub fn open(path: &Path) -> Result<Self> {
+        if !path.try_exists().map_err(Error::io("look for", path))? {
+            // Under another name first: a process that dies in the middle must not leave half a database.
+            let new = path.with_extension("new");
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &new)(error)),
+                _ => drop(Self::create(&new)?),
+            }
+            fs::rename(&new, path).map_err(Error::io("rename", &new))?;
+        }
+        Self::create(path)
+    }
+
+    /// Opens `path`, or makes it step by step.
+    fn create(path: &Path) -> Result<Self> {
         let database = redb::Builder::new().set_cache_size(CACHE).create(path).map_err(Error::database)?;
         let transaction = database.begin_write().map_err(Error::database)?;
         transaction.open_table(SNAPSHOTS).map_err(Error::database)?;
@@ -327,6 +341,16 @@ mod tests {
         assert!(b.id > a.id);
         assert_eq!(records.get("b").unwrap(), b);
         assert!(matches!(records.get("a"), Err(Error::NotFound(name)) if name == "a"));
+    }
+
+    #[test]
+    fn a_database_half_made_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records.redb");
+        fs::write(path.with_extension("new"), [0; 5000]).unwrap();
+        let records = Records::open(&path).unwrap();
+        assert_eq!(records.all().unwrap(), []);
+        assert!(path.exists() && !path.with_extension("new").exists());
     }
 
     #[test]

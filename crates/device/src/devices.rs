@@ -51,8 +51,15 @@ pub struct Devices {
 
 #[derive(Default)]
 struct Open {
-    devices: HashMap<Digest, Weak<Device>>,
+    devices: HashMap<Digest, Opened>,
     removals: u64,
+}
+
+/// A device that is open, or was.
+struct Opened {
+    device: Weak<Device>,
+    /// Outlives the device for as long as it takes to record what that had.
+    storage: Weak<Storage>,
 }
 
 impl Devices {
@@ -100,7 +107,7 @@ impl Devices {
         let batches = Batches::new(&spec.checkpoint_groups).map_err(unusable)?;
         let fingerprint = fingerprint(&spec);
         let mut open = self.lock();
-        if let Some(device) = open.devices.get(&digest).and_then(Weak::upgrade) {
+        if let Some(device) = open.devices.get(&digest).and_then(|opened| opened.device.upgrade()) {
             if device.fingerprint != fingerprint {
                 return Err(unusable("it is open with another span table"));
             }
@@ -108,17 +115,22 @@ impl Devices {
             return Ok(device);
         }
         let dir = self.dir(&digest);
+        if let Some(storage) = open.devices.get(&digest).and_then(|opened| opened.storage.upgrade()) {
+            // Its last holder has only just let go: what it had counts.
+            storage.flush().map_err(|error| DeviceError::storage(dir.clone(), error))?;
+        }
         let identity = Identity { device: digest, fingerprint, size: spec.spans.device_size() };
         let storage = Storage::open(dir.clone(), identity).map_err(|error| DeviceError::storage(dir, error))?;
         let device = Device::new(spec, fingerprint, batches, storage, Arc::clone(&self.shared));
-        open.devices.retain(|_, device| device.strong_count() > 0);
-        open.devices.insert(digest, Arc::downgrade(&device));
+        open.devices.retain(|_, opened| opened.storage.strong_count() > 0);
+        let opened = Opened { device: Arc::downgrade(&device), storage: Arc::downgrade(&device.storage) };
+        open.devices.insert(digest, opened);
         Ok(device)
     }
 
     /// The device of this digest, if it is open.
     pub fn get(&self, digest: &Digest) -> Option<Arc<Device>> {
-        self.lock().devices.get(digest).and_then(Weak::upgrade)
+        self.lock().devices.get(digest).and_then(|opened| opened.device.upgrade())
     }
 
     /// Deletes a device; nothing happens if there is none. Whoever still has it open can go on reading and fetching,
@@ -130,9 +142,13 @@ impl Devices {
     /// [`open`](Devices::open) at the latest.
     pub fn remove(&self, digest: &Digest) -> Result<(), DeviceError> {
         let mut open = self.lock();
-        if let Some(device) = open.devices.remove(digest).and_then(|device| device.upgrade()) {
-            device.stop_fill();
-            device.storage.set_removed();
+        if let Some(opened) = open.devices.remove(digest) {
+            if let Some(device) = opened.device.upgrade() {
+                device.stop_fill();
+            }
+            if let Some(storage) = opened.storage.upgrade() {
+                storage.set_removed();
+            }
         }
         let dir = self.dir(digest);
         open.removals += 1;
@@ -160,17 +176,23 @@ impl Devices {
         storage::usage(&self.dir(digest))
     }
 
-    /// Makes everything present in all open devices durable. Call it before the process ends.
+    /// Makes everything present in all open devices durable, and in those that were let go of just now. Call it before
+    /// the process ends.
     ///
     /// # Errors
     /// The first error; the others are flushed nevertheless.
     pub async fn flush(&self) -> Result<(), DeviceError> {
-        let devices: Vec<Arc<Device>> = self.lock().devices.values().filter_map(Weak::upgrade).collect();
-        let mut result = Ok(());
-        for device in devices {
-            result = result.and(device.flush().await);
-        }
-        result
+        let storages: Vec<_> = self.lock().devices.values().filter_map(|opened| opened.storage.upgrade()).collect();
+        let work = move || {
+            let mut result = Ok(());
+            for storage in storages {
+                let failed = |error| DeviceError::storage(storage.path().to_owned(), error);
+                result = result.and(storage.flush().map_err(failed));
+            }
+            result
+        };
+        // Only a runtime that shuts down loses its work, and that of the devices with it.
+        self.shared.runtime.spawn_blocking(work).await.unwrap_or(Ok(()))
     }
 
     fn dir(&self, digest: &Digest) -> PathBuf {
