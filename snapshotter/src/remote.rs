@@ -14,12 +14,18 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::Mutex;
 
 /// Longest wait for an index before a layer is downloaded whole instead.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long an index that could not be had isn't asked for again: the layers of an image are prepared one after the
+/// other, and must not wait for the same dead registry each.
+const MEMORY: Duration = Duration::from_secs(30);
+
+/// An index, and the repositories that may have it.
+type Question = (Digest, Vec<Reference>);
 
 /// Everything that is fetched lazily.
 pub struct Remote {
@@ -27,6 +33,8 @@ pub struct Remote {
     store: Arc<Store>,
     trees: Trees,
     containerd: ContentStore,
+    /// Indexes that could not be had lately, by the repositories that were asked: when, and why.
+    refused: SyncMutex<HashMap<Question, (Instant, String)>>,
     /// Layers that are being prepared and have no record yet, by index and layer: how often.
     pins: Arc<SyncMutex<HashMap<(Digest, Digest), usize>>>,
     /// Held while a pin is set, and while what is unused is deleted.
@@ -40,6 +48,8 @@ enum Unfit {
     NoRepository,
     #[error("asking containerd which repository the image came from")]
     Lookup(#[from] crate::containerd::LookupError),
+    #[error("{} s ago: {why}", since.as_secs())]
+    Refused { since: Duration, why: String },
     #[error("the index was not there within {} s", PATIENCE.as_secs())]
     Timeout,
     #[error(transparent)]
@@ -62,7 +72,8 @@ impl Remote {
         options: MountOptions,
     ) -> Result<Self> {
         let trees = Trees::open(root.join("mounts"), Arc::clone(&store), options)?;
-        Ok(Self { client, store, trees, containerd, pins: Arc::default(), gate: Mutex::default() })
+        let (refused, pins, gate) = (SyncMutex::default(), Arc::default(), Mutex::default());
+        Ok(Self { client, store, trees, containerd, refused, pins, gate })
     }
 
     /// What to record for a layer on `parent` that needs no unpacking. `None` if it does, which the log explains.
@@ -96,32 +107,89 @@ impl Remote {
         parent: Option<&Record>,
         namespace: Option<&str>,
     ) -> std::result::Result<Vec<String>, Unfit> {
-        let repositories = match (&wanted.image, namespace) {
-            (Some(image), _) => vec![repository_of(image)],
-            (None, Some(namespace)) => self.containerd.repositories(namespace, &wanted.layer).await?,
-            (None, None) => Vec::new(),
+        let below = parent.and_then(|parent| parent.remote.as_ref()).filter(|below| below.index == wanted.index);
+        let candidates = match (&wanted.image, below, namespace) {
+            (Some(image), _, _) => vec![repository_of(image)],
+            // The layer below came from somewhere: this one did, too.
+            (None, Some(below), _) => layer_ref(below).repositories,
+            (None, None, Some(namespace)) => {
+                let hosts = self.client.configured_hosts();
+                self.containerd.repositories(namespace, &wanted.layer, hosts).await?
+            }
+            (None, None, None) => Vec::new(),
         };
-        let fetch = self.index(&repositories, wanted.index);
-        let index = tokio::time::timeout(PATIENCE, fetch).await.map_err(|_| Unfit::Timeout)??;
+        let (index, repositories) = self.index(wanted.index, candidates).await?;
         let layer = index.layer(&wanted.layer).ok_or(Unfit::NotInIndex)?;
         // Only a parent whose chain ID nobody told, such as a snapshot made by hand, leaves nothing to compare.
         let found = match parent {
             None => Some(layer.diff_id),
             Some(parent) => parent.chain().map(|below| Digest::of(format!("{below} {}", layer.diff_id).as_bytes())),
         };
+        if let Some(found) = found.filter(|found| *found != wanted.chain) {
+            return Err(Unfit::WrongChain { expected: wanted.chain, found });
+        }
+        if below.is_none() {
+            self.merge_early(wanted.index, &index, &repositories);
+        }
+        Ok(repositories.iter().map(ToString::to_string).collect())
+    }
+
+    /// Merges the trees of the image's layers while containerd still pulls it: the container that it is pulled for is
+    /// going to want the result at once.
+    fn merge_early(&self, digest: Digest, index: &Index, repositories: &[Reference]) {
+        let layers: Vec<_> = index
+            .layers
+            .iter()
+            .map(|layer| LayerRef { index: digest, layer: layer.digest, repositories: repositories.to_vec() })
+            .collect();
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            if let Err(error) = store.image(&layers, false).await {
+                // Who needs it tries again and tells.
+                tracing::debug!(index = %digest, error = with_causes(&error), "the image can't be prepared early");
+            }
+        });
+    }
+
+    /// The index, and those of `candidates` that may have it: not the ones that were asked in vain.
+    async fn index(
+        &self,
+        digest: Digest,
+        candidates: Vec<Reference>,
+    ) -> std::result::Result<(Arc<Index>, Vec<Reference>), Unfit> {
+        let question = (digest, candidates);
+        if let Some((at, why)) = self.refused().get(&question)
+            && at.elapsed() < MEMORY
+        {
+            return Err(Unfit::Refused { since: at.elapsed(), why: why.clone() });
+        }
+        let found = tokio::time::timeout(PATIENCE, self.fetch(digest, &question.1)).await;
+        let found = found.unwrap_or(Err(Unfit::Timeout));
+        let mut refused = self.refused();
+        refused.retain(|_, (at, _)| at.elapsed() < MEMORY);
         match found {
-            Some(found) if found != wanted.chain => Err(Unfit::WrongChain { expected: wanted.chain, found }),
-            _ => Ok(repositories.iter().map(ToString::to_string).collect()),
+            Ok((index, failed)) => Ok((index, question.1.into_iter().skip(failed).collect())),
+            Err(error) => {
+                // Without a repository nobody was asked.
+                if !question.1.is_empty() {
+                    refused.insert(question, (Instant::now(), with_causes(&error)));
+                }
+                Err(error)
+            }
         }
     }
 
-    /// The index, from the first of `repositories` that has it.
-    async fn index(&self, repositories: &[Reference], digest: Digest) -> std::result::Result<Arc<Index>, Unfit> {
+    /// The index from the first of `repositories` that has it, and how many failed before.
+    async fn fetch(
+        &self,
+        digest: Digest,
+        repositories: &[Reference],
+    ) -> std::result::Result<(Arc<Index>, usize), Unfit> {
         let mut failure = Unfit::NoRepository;
-        for reference in repositories {
+        for (failed, reference) in repositories.iter().enumerate() {
             let repository = self.client.repository(reference)?;
             match self.store.index(&repository, digest, None).await {
-                Ok(index) => return Ok(index),
+                Ok(index) => return Ok((index, failed)),
                 Err(error) => failure = error.into(),
             }
         }
@@ -170,6 +238,11 @@ impl Remote {
         let _gate = self.gate.lock().await;
         *self.pinned().entry(key).or_default() += 1;
         Pin { pins: Arc::clone(&self.pins), key }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<Question, (Instant, String)>> {
+        // Nothing that could panic happens under this lock.
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pinned(&self) -> MutexGuard<'_, HashMap<(Digest, Digest), usize>> {

@@ -56,7 +56,11 @@ impl Snapshotter {
     /// Starts it on the root that it left, after `stop` or `kill`.
     pub fn launch(&mut self) -> Result<()> {
         let (socket, root) = (self.socket.display().to_string(), self.root.display().to_string());
-        let args = ["--address", &socket, "--root", &root];
+        let config = self.scratch.join("config.toml");
+        let (mut args, config_text) = (vec!["--address", &socket, "--root", &root], config.display().to_string());
+        if config.exists() {
+            args.extend(["--config", &config_text]);
+        }
         let log = self.scratch.join("log");
         let mut daemon = Daemon::start("clipper-snapshotter", &program("clipper-snapshotter")?, &args, &log)?;
         let path = self.socket.clone();
@@ -64,6 +68,13 @@ impl Snapshotter {
             .wait_until("listening", Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&path).ok())?;
         self.daemon = Some(daemon);
         Ok(())
+    }
+
+    /// Starts it again with a configuration file that says `config`.
+    pub fn configure(&mut self, config: &str) -> Result<()> {
+        self.stop()?;
+        std::fs::write(self.scratch.join("config.toml"), config)?;
+        self.launch()
     }
 
     /// Asks it to end, as a package upgrade would.

@@ -23,6 +23,8 @@ pub struct Settings {
     pub cri_snapshotter: String,
     /// The CRI's sandbox image.
     pub sandbox_image: String,
+    /// Whether the CRI tells snapshotters which image a layer is of; containerd's own default is no.
+    pub cri_annotations: bool,
     /// Prefix of another command that containerd is started by.
     pub prefix: Vec<String>,
 }
@@ -31,13 +33,14 @@ impl Settings {
     /// containerd on its own, with its own overlayfs.
     pub fn overlayfs() -> Self {
         let (cri_snapshotter, sandbox_image) = ("overlayfs".into(), "none".into());
-        Self { snapshotter: None, cri_snapshotter, sandbox_image, prefix: Vec::new() }
+        Self { snapshotter: None, cri_snapshotter, sandbox_image, cri_annotations: true, prefix: Vec::new() }
     }
 
     /// containerd with Clipper as a plugin and as the CRI's snapshotter.
     pub fn clipper(socket: &Path) -> Self {
         let (cri_snapshotter, sandbox_image) = ("clipper".into(), "none".into());
-        Self { snapshotter: Some(socket.into()), cri_snapshotter, sandbox_image, prefix: Vec::new() }
+        let snapshotter = Some(socket.into());
+        Self { snapshotter, cri_snapshotter, sandbox_image, cri_annotations: true, prefix: Vec::new() }
     }
 }
 
@@ -208,6 +211,7 @@ impl Containerd {
     fn config(&self) -> String {
         let dir = self.scratch.path().display();
         let Settings { snapshotter, cri_snapshotter, sandbox_image, .. } = &self.settings;
+        let silent = !self.settings.cri_annotations;
         let proxy = snapshotter.as_ref().map(|socket| {
             format!("[proxy_plugins.clipper]\n  type = \"snapshot\"\n  address = \"{}\"\n", socket.display())
         });
@@ -232,7 +236,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{cri_snapshotter}"
-    disable_snapshot_annotations = false
+    disable_snapshot_annotations = {silent}
     default_runtime_name = "runc"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"

@@ -112,6 +112,11 @@ impl Client {
         }
     }
 
+    /// The hosts, with their ports, that `hosts_dir` has a directory for.
+    pub fn configured_hosts(&self) -> Vec<String> {
+        self.0.options.hosts_dir.as_deref().map(hosts::configured_hosts).unwrap_or_default()
+    }
+
     /// What has been asked of registries so far.
     pub fn stats(&self) -> Stats {
         self.0.net.transports.counters.snapshot()

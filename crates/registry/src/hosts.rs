@@ -82,6 +82,21 @@ pub(crate) fn config_dir(hosts_dir: &Path, host: &str) -> Option<PathBuf> {
     names.into_iter().map(|name| hosts_dir.join(name)).find(|dir| dir.is_dir())
 }
 
+/// The hosts that `hosts_dir` configures: the other way round of [`config_dir`].
+pub(crate) fn configured_hosts(hosts_dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(hosts_dir).into_iter().flatten().flatten();
+    let mut hosts: Vec<_> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != "_default")
+        .map(|name| match name.strip_suffix('_').and_then(|rest| rest.rsplit_once('_')) {
+            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => format!("{host}:{port}"),
+            _ => name,
+        })
+        .collect();
+    hosts.sort();
+    hosts
+}
+
 /// The server that a host stands for where nothing is configured.
 pub(crate) fn default_server(host: &str, plain_http: bool) -> Result<Server, ErrorKind> {
     let (server, scheme) = (actual_host(host), if plain_http || default_is_plain(host) { "http" } else { "https" });
@@ -343,6 +358,8 @@ mod tests {
             assert_eq!(config_dir(dir.path(), "r.example:5000"), Some(dir.path().join(name)));
         }
         assert_eq!(config_dir(dir.path(), "other"), Some(dir.path().join("_default")));
+        assert_eq!(configured_hosts(dir.path()), ["r.example:5000"; 2]);
+        assert_eq!(configured_hosts(Path::new("/nonexistent")), [""; 0]);
     }
 
     #[test]

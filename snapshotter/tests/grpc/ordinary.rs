@@ -9,7 +9,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn failures_have_the_codes_that_containerd_tells_apart() {
     let (_daemon, mut client) = Daemon::start().await;
     let none = Labels::new();
@@ -33,7 +33,7 @@ async fn failures_have_the_codes_that_containerd_tells_apart() {
     client.remove("base").await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn update_changes_the_labels_that_the_mask_names() {
     let (_daemon, mut client) = Daemon::start().await;
     client.prepare("a", "", &labels(&[("keep", "1"), ("change", "1"), ("drop", "1")])).await.unwrap();
@@ -65,7 +65,7 @@ async fn update_changes_the_labels_that_the_mask_names() {
     assert_eq!(client.stat("a").await.unwrap().labels, labels(&[("only", "1")]));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn long_lists_come_in_batches() {
     let (_daemon, mut client) = Daemon::start().await;
     let expected: BTreeSet<_> = (0..230).map(|number| format!("k{number}")).collect();
@@ -78,7 +78,7 @@ async fn long_lists_come_in_batches() {
     assert_eq!(client.names(&["name==k7", "name~=^k22[89]$"]).await, ["k228", "k229", "k7"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn snapshots_outlive_the_daemon_and_orphans_do_not() {
     let (mut daemon, mut client) = Daemon::start().await;
     let mounts = client.prepare("a", "", &labels(&[("l", "v")])).await.unwrap();
@@ -98,7 +98,7 @@ async fn snapshots_outlive_the_daemon_and_orphans_do_not() {
     assert_eq!(fs::read(mounted.path("file")).unwrap(), b"content");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_socket_left_by_a_killed_daemon_is_replaced() {
     let (mut daemon, _client) = Daemon::start().await;
     daemon.kill();
@@ -107,7 +107,7 @@ async fn a_socket_left_by_a_killed_daemon_is_replaced() {
     assert_eq!(client.names(&[]).await, [""; 0]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn usage_is_that_of_the_snapshot_without_its_parents() {
     let (_daemon, mut client) = Daemon::start().await;
     let mounts = client.prepare("a", "", &Labels::new()).await.unwrap();

@@ -18,7 +18,7 @@ fn two_layers() -> Image {
     Image::new(&[Source::Indexed(&lower), Source::Indexed(&upper)])
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_accelerated_image_is_pulled_without_its_layers_and_runs() {
     let (daemon, mut client) = Daemon::start().await;
     let image = two_layers();
@@ -50,7 +50,7 @@ async fn an_accelerated_image_is_pulled_without_its_layers_and_runs() {
     assert_eq!(client.mounts("container").await.unwrap(), mounts);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_view_of_a_remote_image_is_bound_read_only() {
     let (daemon, mut client) = Daemon::start().await;
     let image = two_layers();
@@ -69,7 +69,7 @@ async fn a_view_of_a_remote_image_is_bound_read_only() {
     assert_eq!(lower.names("etc"), ["change", "drop", "keep"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn usage_tells_what_is_cached() {
     let (daemon, mut client) = Daemon::start().await;
     let image = two_layers();
@@ -82,7 +82,7 @@ async fn usage_tells_what_is_cached() {
     assert!(((1 << 20)..(2 << 20)).contains(&usage.size), "{usage:?}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn namespaces_share_remote_layers() {
     let (_daemon, mut client) = Daemon::start().await;
     let image = two_layers();
@@ -92,7 +92,7 @@ async fn namespaces_share_remote_layers() {
     assert_eq!(client.names(&[]).await.len(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn remote_and_ordinary_layers_mix_in_any_order() {
     let (daemon, mut client) = Daemon::start().await;
     let usr = |uid| Entry::dir("usr/").owner(uid, uid);
@@ -133,4 +133,22 @@ async fn remote_and_ordinary_layers_mix_in_any_order() {
     let mounts = client.prepare("other", other.top(), &Labels::new()).await.unwrap();
     let mounted = Mounted::new(&mounts, daemon.scratch.join("other"));
     assert_eq!(mounted.names("usr"), ["x", "y"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_trees_of_an_image_are_merged_while_it_is_pulled() {
+    let (daemon, mut client) = Daemon::start().await;
+    let image = two_layers();
+    let first = &image.layers[0];
+    client.prepare("extract", "", &first.labels).await.unwrap_err();
+    let merged = || fs::read_dir(daemon.root("trees")).unwrap().count() == 1;
+    let wait = async {
+        while !merged() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect("nothing is merged");
+    let pulled = client.pull(&image, "default").await;
+    client.prepare("container", pulled.top(), &Labels::new()).await.unwrap();
+    assert!(merged(), "another tree was made for the container");
 }

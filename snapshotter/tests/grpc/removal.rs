@@ -21,7 +21,7 @@ async fn remove_layers(client: &mut Client, pulled: &Pulled, keep: usize) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn images_share_layers_and_the_last_one_to_go_frees_them() {
     let (daemon, mut client) = Daemon::start().await;
     let base = [Entry::file("base", noise(1, 300_000))];
@@ -59,7 +59,7 @@ async fn images_share_layers_and_the_last_one_to_go_frees_them() {
     assert_eq!(mounts_below(&daemon.root("mounts")), [""; 0].map(std::path::PathBuf::from));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_container_that_runs_keeps_its_files_when_its_image_is_mounted_no_more() {
     let (daemon, mut client) = Daemon::start().await;
     let image = Image::new(&[Source::Indexed(&[Entry::file("file", noise(4, 300_000))])]);
@@ -74,7 +74,7 @@ async fn a_container_that_runs_keeps_its_files_when_its_image_is_mounted_no_more
     assert_eq!(files(&daemon.root("mounts")), [""; 0]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_image_comes_back_after_it_was_removed() {
     let (daemon, mut client) = Daemon::start().await;
     let image = Image::new(&[Source::Indexed(&[Entry::file("file", noise(5, 100_000))])]);

@@ -13,7 +13,7 @@ fn image() -> Image {
     Image::new(&[Source::Indexed(&lower), Source::Indexed(&upper)])
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn mounts_come_back_after_a_crash_and_without_the_network() {
     let (mut daemon, mut client) = Daemon::start().await;
     let image = image();
@@ -32,8 +32,9 @@ async fn mounts_come_back_after_a_crash_and_without_the_network() {
     image.unplug();
 
     let mut client = daemon.launch().await;
-    assert_eq!(mounts_below(&daemon.root("mounts")).len(), 0, "mounts are made when they are needed");
+    // Once it answers, it has tidied up: it listens from the first moment.
     assert_eq!(client.names(&[]).await.len(), 3);
+    assert_eq!(mounts_below(&daemon.root("mounts")).len(), 0, "mounts are made when they are needed");
     let after = client.mounts("container").await.unwrap();
     assert_eq!(after, before);
     let mounted = Mounted::new(&after, daemon.scratch.join("mnt"));
@@ -43,7 +44,7 @@ async fn mounts_come_back_after_a_crash_and_without_the_network() {
     assert!(fs::read(mounted.path("upper")).is_err());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_mount_that_somebody_took_away_is_made_again() {
     let (daemon, mut client) = Daemon::start().await;
     let pulled = client.pull(&image(), "default").await;
@@ -55,7 +56,7 @@ async fn a_mount_that_somebody_took_away_is_made_again() {
     assert_eq!(mounted.names(""), ["lower", "upper"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stopped_daemon_leaves_no_mounts() {
     let (mut daemon, mut client) = Daemon::start().await;
     let pulled = client.pull(&image(), "default").await;
@@ -65,7 +66,7 @@ async fn a_stopped_daemon_leaves_no_mounts() {
     assert_eq!(mounts_below(&daemon.root("mounts")).len(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn containers_started_at_the_same_time_share_one_mount() {
     let (daemon, mut client) = Daemon::start().await;
     let pulled = client.pull(&image(), "default").await;

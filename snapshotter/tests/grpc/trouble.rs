@@ -26,15 +26,18 @@ async fn pulls(image: &Image, unpacked: [bool; 2]) -> String {
     daemon.log()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_its_index_an_image_is_unpacked() {
     let image = image();
     fs::remove_file(image.blob(&image.index())).unwrap();
     let log = pulls(&image, [true, true]).await;
     assert!(log.contains(&image.index().to_string()), "{log}");
+    // It was asked for once, not once for every layer.
+    assert!(log.contains("\"0 s ago: "), "{log}");
+    assert!(!log.contains('\x1b'), "colours in a file: {log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn with_a_damaged_index_an_image_is_unpacked() {
     let image = image();
     let path = image.blob(&image.index());
@@ -46,7 +49,7 @@ async fn with_a_damaged_index_an_image_is_unpacked() {
     assert!(log.contains(&image.index().to_string()), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn with_something_else_for_an_index_an_image_is_unpacked() {
     let mut image = image();
     let other = image.layers[0].digest.to_string();
@@ -57,7 +60,7 @@ async fn with_something_else_for_an_index_an_image_is_unpacked() {
     assert!(log.contains(&other), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_layer_that_is_not_in_the_index_or_not_the_one_expected_is_unpacked() {
     let mut image = image();
     image.layers[1].labels.insert(ANNOTATION_LAYER.into(), Digest::of(b"unknown").to_string());
@@ -70,7 +73,7 @@ async fn a_layer_that_is_not_in_the_index_or_not_the_one_expected_is_unpacked() 
     assert!(log.contains("chain ID") && log.contains(&lower), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_a_repository_an_image_is_unpacked() {
     let mut image = image();
     for layer in &mut image.layers {
@@ -80,7 +83,7 @@ async fn without_a_repository_an_image_is_unpacked() {
     assert!(log.contains("clipper pull"), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_registry_that_never_answers_holds_up_nobody_else() {
     let (_daemon, mut client) = Daemon::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,6 +1,7 @@
 //! What a kubelet does, with Clipper as the CRI's snapshotter.
 
 use clipper_tests::cri::Cri;
+use clipper_tests::scratch::Scratch;
 
 use crate::run::Node;
 use crate::world::world;
@@ -23,6 +24,48 @@ fn a_pod_from_an_accelerated_image() {
     cri.remove_container(&container).unwrap();
     cri.remove_sandbox(pod).unwrap();
     cri.remove_image(&image).unwrap();
+}
+
+/// A node whose CRI doesn't tell which image a layer is of, and a snapshotter that asks containerd, configured with
+/// `more`.
+fn silent_node(more: &str) -> Node {
+    let mut node = Node::with(|settings| settings.cri_annotations = false);
+    let config = format!("containerd_address = {:?}\n{more}", node.containerd.socket());
+    node.snapshotter.configure(&config).unwrap();
+    // Which waits a while before it calls a socket again that nobody answered at.
+    node.containerd.restart().unwrap();
+    node
+}
+
+/// Pulls the small image, which must need none of its layers, and starts it.
+fn pulls_lazily(node: &Node, cri: &Cri) {
+    let image = node.proxy.by_way(&world().small.accelerated);
+    cri.pull(&image).unwrap();
+    for layer in world().small.layers() {
+        assert_eq!(node.proxy.bytes_of(&layer), 0, "the CRI's pull fetched of {layer}: {}", node.snapshotter.log());
+    }
+    let pod = cri.run_sandbox("pod").unwrap();
+    let container = cri.start_container(&pod, "app", &image, &["sleep", "1000"]).unwrap();
+    let said = cri.exec(&container, &["cat", "/srv/app/turns"]).unwrap();
+    assert_eq!(said.stdout, b"now a file\n");
+    cri.remove_container(&container).unwrap();
+    cri.remove_sandbox(pod).unwrap();
+}
+
+#[test]
+fn without_annotations_the_port_is_that_of_a_configured_host() {
+    let hosts = Scratch::new("hosts").unwrap();
+    let node = silent_node(&format!("[registry]\nhosts_dir = {:?}\n", hosts.path()));
+    hosts.subdir(node.proxy.host()).unwrap();
+    pulls_lazily(&node, &Cri::connect(node.containerd.socket()).unwrap());
+}
+
+#[test]
+fn without_annotations_the_port_is_that_of_an_image_at_the_same_host() {
+    let node = silent_node("");
+    let cri = Cri::connect(node.containerd.socket()).unwrap();
+    cri.pull(&node.proxy.by_way(&world().busybox.base)).unwrap();
+    pulls_lazily(&node, &cri);
 }
 
 #[test]

@@ -23,10 +23,16 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// One whose containerd has other settings.
+    pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let proxy = Proxy::start(world().registry.address(), Duration::ZERO).unwrap();
         let snapshotter = Snapshotter::start().unwrap();
         let sandbox_image = proxy.by_way(&world().busybox.base);
-        let settings = Settings { sandbox_image, ..Settings::clipper(snapshotter.socket()) };
+        let mut settings = Settings { sandbox_image, ..Settings::clipper(snapshotter.socket()) };
+        change(&mut settings);
         Self { containerd: Containerd::start(settings).unwrap(), snapshotter, proxy }
     }
 
