@@ -9,7 +9,9 @@ use tracing_subscriber::EnvFilter;
 /// Sends logs to standard error, as `--log` says.
 pub fn start_log(common: &Common) {
     let filter = EnvFilter::try_new(&common.log).unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    log.without_time().init();
 }
 
 /// Prints `error` and its causes, once each.

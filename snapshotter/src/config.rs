@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 ///     type = "snapshot"
 ///     address = "/run/clipper-snapshotter/clipper-snapshotter.sock"
 ///
-/// and use it with `ctr images pull --snapshotter clipper REF`, `clipper pull REF`, or from Kubernetes with
-/// `snapshotter = "clipper"` and `disable_snapshot_annotations = false` in containerd's CRI section.
+/// and use it with `clipper pull REF`, then `ctr run --snapshotter clipper REF ID`, or from Kubernetes with
+/// `snapshotter = "clipper"` and `disable_snapshot_annotations = false` in containerd's CRI section. From containerd
+/// 2.1 on, `ctr images pull --snapshotter clipper REF` is lazy, too, once containerd's transfer service is told of
+/// the snapshotter; earlier ones download every layer first. See docs/operations.md for each version's configuration.
 ///
 /// Images converted with `clipper convert` are mounted at once; their files are fetched when they are read. All
 /// other images are unpacked as by containerd's overlayfs snapshotter. SIGTERM and SIGINT stop the daemon.

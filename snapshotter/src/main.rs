@@ -25,6 +25,7 @@ use containerd::ContentStore;
 use lifecycle::Lifecycle;
 use remote::Remote;
 use service::Service;
+use std::io::IsTerminal;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -37,7 +38,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() -> Result<()> {
     let config = Config::load(Arguments::parse())?;
     let filter = EnvFilter::try_new(&config.log_level).context("the log level")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     // Two workers carry the conversation; everything that blocks runs elsewhere.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
