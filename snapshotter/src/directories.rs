@@ -77,6 +77,15 @@ impl Directories {
         sync(&dir).and_then(|()| sync(&self.dir)).map_err(Error::io("sync", &dir))
     }
 
+    /// Makes `from`, a directory with the finished files of a new snapshot in `fs`, the directory of snapshot `id`.
+    pub fn take(&self, id: SnapshotId, from: &Path) -> Result<()> {
+        let dir = self.dir.join(id.to_string());
+        remove_tree(&dir)?;
+        fs::rename(from, &dir).map_err(Error::io("rename", from))?;
+        let synced = fs::File::open(&self.dir).and_then(|folder| folder.sync_all());
+        synced.map_err(Error::io("sync", &self.dir))
+    }
+
     /// Deletes the directories of snapshot `id`, if there are any.
     pub fn remove(&self, id: SnapshotId) -> Result<()> {
         remove_tree(&self.dir.join(id.to_string()))
@@ -109,40 +118,44 @@ impl Directories {
         Ok(())
     }
 
-    /// Disk blocks and inodes of the files of snapshot `id`, hard links counted once. Files that vanish meanwhile,
-    /// as they do below a running container, aren't counted.
+    /// Disk blocks and inodes of the files of snapshot `id`; see [`usage_of`].
     pub fn usage(&self, id: SnapshotId) -> Result<Usage> {
-        let root = self.upper(id);
-        let mut usage = Usage::default();
-        let mut linked = HashSet::new();
-        let mut pending = vec![root.clone()];
-        while let Some(path) = pending.pop() {
-            let meta = match fs::symlink_metadata(&path) {
-                Ok(meta) => meta,
-                Err(error) if error.kind() == ErrorKind::NotFound && path != root => continue,
-                Err(error) => return Err(Error::Io { action: "stat", path, source: error }),
-            };
-            let directory = meta.is_dir();
-            if !directory && meta.nlink() > 1 && !linked.insert((meta.dev(), meta.ino())) {
-                continue;
-            }
-            usage.size += meta.blocks() * 512;
-            usage.inodes += 1;
-            if directory {
-                match fs::read_dir(&path) {
-                    Ok(entries) => pending.extend(entries.flatten().map(|entry| entry.path())),
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    Err(error) => return Err(Error::Io { action: "list", path, source: error }),
-                }
-            }
-        }
-        Ok(usage)
+        usage_of(&self.upper(id))
     }
 
     fn names(&self) -> Result<Vec<String>> {
         let entries = fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))?;
         Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
+}
+
+/// Disk blocks and inodes of the files below `root`, hard links counted once. Files that vanish meanwhile, as they do
+/// below a running container, aren't counted.
+pub fn usage_of(root: &Path) -> Result<Usage> {
+    let mut usage = Usage::default();
+    let mut linked = HashSet::new();
+    let mut pending = vec![root.to_path_buf()];
+    while let Some(path) = pending.pop() {
+        let meta = match fs::symlink_metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == ErrorKind::NotFound && path != root => continue,
+            Err(error) => return Err(Error::Io { action: "stat", path, source: error }),
+        };
+        let directory = meta.is_dir();
+        if !directory && meta.nlink() > 1 && !linked.insert((meta.dev(), meta.ino())) {
+            continue;
+        }
+        usage.size += meta.blocks() * 512;
+        usage.inodes += 1;
+        if directory {
+            match fs::read_dir(&path) {
+                Ok(entries) => pending.extend(entries.flatten().map(|entry| entry.path())),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::Io { action: "list", path, source: error }),
+            }
+        }
+    }
+    Ok(usage)
 }
 
 fn make(path: &Path, mode: u32) -> Result<()> {

@@ -4,6 +4,7 @@ use crate::{
     directories::{Directories, Owner},
     error::{Error, Result},
     filters::Filters,
+    ordinary::{Candidate, Ordinary},
     overlay::{self, OverlayOptions},
     records::{NewRecord, Record, Records},
     remote::{Remote, repository_of},
@@ -36,16 +37,18 @@ pub struct Lifecycle {
     directories: Directories,
     overlay: OverlayOptions,
     remote: Remote,
+    ordinary: Ordinary,
 }
 
 impl Lifecycle {
     /// Opens or makes the snapshots below `root`, which exists, and deletes what an earlier life left half done.
-    pub async fn open(root: &Path, remote: Remote) -> Result<Arc<Self>> {
+    pub async fn open(root: &Path, remote: Remote, ordinary: Ordinary) -> Result<Arc<Self>> {
         let lifecycle = Arc::new(Self {
             records: Records::open(&root.join("records.redb"))?,
             directories: Directories::open(root.join("snapshots"))?,
             overlay: OverlayOptions::detect(),
             remote,
+            ordinary,
         });
         lifecycle.cleanup().await?;
         Ok(lifecycle)
@@ -68,7 +71,7 @@ impl Lifecycle {
         }
         if let Some(chain) = new.labels.get(LABEL_SNAPSHOT_REF)
             && new.kind == Kind::Active
-            && self.adopt(&new, chain, parents.first()).await?
+            && self.adopt(&new, chain, &parents).await?
         {
             return Err(Error::AlreadyExists(chain.clone()));
         }
@@ -79,7 +82,8 @@ impl Lifecycle {
             .blocking(move |this| {
                 let owner = lower.as_deref().map(Owner::of).transpose()?;
                 let change = this.records.change()?;
-                let record = change.insert(&key, NewRecord { kind, parent, labels, remote: None })?;
+                let record =
+                    change.insert(&key, NewRecord { kind, parent, labels, usage: Usage::default(), remote: None })?;
                 this.directories.create(record.id, kind, owner)?;
                 change.commit()?;
                 Ok(record)
@@ -88,27 +92,27 @@ impl Lifecycle {
         Ok(self.mount_list(&record, &lowers))
     }
 
-    /// Whether the layer with chain ID `chain` that containerd wants to unpack into `new` is there already or can be
-    /// mounted instead, in which case it is there from now on.
-    async fn adopt(self: &Arc<Self>, new: &NewSnapshot, chain: &str, parent: Option<&Record>) -> Result<bool> {
+    /// Whether the layer with chain ID `chain` that containerd wants to unpack into `new` is there already, can be
+    /// mounted instead, or had better be unpacked here, in which cases it is there from now on.
+    async fn adopt(self: &Arc<Self>, new: &NewSnapshot, chain: &str, parents: &[Record]) -> Result<bool> {
         let name = snapshot_name(chain, new.parent.as_deref());
         let wanted = Wanted::from_labels(&new.labels);
         let found = name.clone();
         if let Some(record) = self.blocking(move |this| this.records.find(&found)).await? {
-            let same = record.remote.is_some() && record.parent == new.parent;
+            let same = is_layer(&record, new, chain);
             if same && let Some(image) = wanted.and_then(|wanted| wanted.image) {
                 let repository = repository_of(&image).to_string();
                 self.blocking(move |this| this.add_repository(&name, repository)).await?;
             }
             return Ok(same);
         }
-        let Some(wanted) = wanted else { return Ok(false) };
-        let Some(adopted) = self.remote.adopt(&wanted, parent, new.namespace.as_deref()).await else {
+        let Some(wanted) = wanted else { return self.unpack(new, chain, name, parents).await };
+        let Some(adopted) = self.remote.adopt(&wanted, parents.first(), new.namespace.as_deref()).await else {
             return Ok(false);
         };
         let NewSnapshot { parent, labels, .. } = new.clone();
         let remote = Some(adopted.layer.clone());
-        let record = NewRecord { kind: Kind::Committed, parent, labels, remote };
+        let record = NewRecord { kind: Kind::Committed, parent, labels, usage: Usage::default(), remote };
         let inserted = self
             .blocking(move |this| {
                 let change = this.records.change()?;
@@ -118,6 +122,47 @@ impl Lifecycle {
             .await;
         match inserted {
             // Somebody else pulled the same layer meanwhile.
+            Ok(()) | Err(Error::AlreadyExists(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the ordinary layer with chain ID `chain`, to be called `name`, is there: it is unpacked here if converted
+    /// ones lie above it, which containerd would download otherwise.
+    async fn unpack(
+        self: &Arc<Self>,
+        new: &NewSnapshot,
+        chain: &str,
+        name: String,
+        parents: &[Record],
+    ) -> Result<bool> {
+        // Marks for overlayfs in a user namespace are others, and devices can't be made there.
+        if self.overlay.user_xattr {
+            return Ok(false);
+        }
+        let Some(candidate) = Candidate::from_labels(&new.labels) else { return Ok(false) };
+        let Some(listed) = self.ordinary.below_converted(&candidate).await else { return Ok(false) };
+        let _door = self.ordinary.enter(&name).await;
+        let found = name.clone();
+        if let Some(record) = self.blocking(move |this| this.records.find(&found)).await? {
+            // Somebody else pulled the same layer meanwhile.
+            return Ok(is_layer(&record, new, chain));
+        }
+        let below = parents.first().map(Record::chain);
+        let lowers = self.lowers(parents).await?;
+        let Some(unpacked) = self.ordinary.unpack(&candidate, &listed, below, lowers).await else { return Ok(false) };
+        let NewSnapshot { parent, labels, .. } = new.clone();
+        let record = NewRecord { kind: Kind::Committed, parent, labels, usage: unpacked.usage, remote: None };
+        let inserted = self
+            .blocking(move |this| {
+                let change = this.records.change()?;
+                let record = change.insert(&name, record)?;
+                this.directories.take(record.id, &unpacked.directory())?;
+                change.commit()
+            })
+            .await;
+        match inserted {
+            // Of another image, in which it is a converted layer.
             Ok(()) | Err(Error::AlreadyExists(_)) => Ok(true),
             Err(error) => Err(error),
         }
@@ -284,4 +329,10 @@ impl Lifecycle {
         let this = Arc::clone(self);
         tokio::task::spawn_blocking(move || work(&this)).await.map_err(|_| Error::Interrupted)?
     }
+}
+
+/// Whether a record is of the committed layer with chain ID `chain` that containerd wants to unpack into `new`.
+fn is_layer(record: &Record, new: &NewSnapshot, chain: &str) -> bool {
+    let told = record.labels.get(LABEL_SNAPSHOT_REF).is_some_and(|told| told == chain);
+    record.kind == Kind::Committed && record.parent == new.parent && (record.remote.is_some() || told)
 }

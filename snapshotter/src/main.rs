@@ -6,6 +6,8 @@ mod directories;
 mod error;
 mod filters;
 mod lifecycle;
+mod materialise;
+mod ordinary;
 mod overlay;
 mod proto;
 mod records;
@@ -14,6 +16,7 @@ mod server;
 mod service;
 mod snapshot;
 mod trees;
+mod unpack;
 mod wanted;
 
 use anyhow::{Context, Result};
@@ -23,6 +26,7 @@ use clipper_registry::Client;
 use config::{Arguments, Config};
 use containerd::ContentStore;
 use lifecycle::Lifecycle;
+use ordinary::Ordinary;
 use remote::Remote;
 use service::Service;
 use std::io::IsTerminal;
@@ -59,8 +63,9 @@ async fn run(config: Config) -> Result<()> {
     let options = StoreOptions { root: root.clone(), client: client.clone(), devices: config.fetch.device_options() };
     let store = Store::open(options, Handle::current()).context("open the store of cached data")?;
     let containerd = ContentStore::new(config.containerd_address.clone());
+    let ordinary = Ordinary::open(root, client.clone())?;
     let remote = Remote::open(root, client, Arc::clone(&store), containerd, config.mount_options())?;
-    let lifecycle = Lifecycle::open(root, remote).await?;
+    let lifecycle = Lifecycle::open(root, remote, ordinary).await?;
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
     let served = socket.serve(Service::new(lifecycle)).await;
     // What was fetched in the last seconds isn't known to be on disk yet: the next daemon shouldn't fetch it again.

@@ -190,8 +190,8 @@ impl Change {
         let id = counters.get(LAST_ID).map_err(Error::database)?.map_or(0, |last| last.value()) + 1;
         counters.insert(LAST_ID, id).map_err(Error::database)?;
         let now = Timestamp::now();
-        let NewRecord { kind, parent, labels, remote } = new;
-        let record = Record { id, kind, parent, labels, created: now, updated: now, usage: Usage::default(), remote };
+        let NewRecord { kind, parent, labels, usage, remote } = new;
+        let record = Record { id, kind, parent, labels, created: now, updated: now, usage, remote };
         store(&mut snapshots, name, &record)?;
         drop(snapshots);
         self.link(name, &record)?;
@@ -278,6 +278,8 @@ pub struct NewRecord {
     pub parent: Option<String>,
     /// Labels.
     pub labels: Labels,
+    /// What a committed snapshot with a directory takes.
+    pub usage: Usage,
     /// What a remote layer is made from.
     pub remote: Option<RemoteLayer>,
 }
@@ -320,7 +322,7 @@ mod tests {
     }
 
     fn new(kind: Kind, parent: Option<&str>) -> NewRecord {
-        NewRecord { kind, parent: parent.map(Into::into), labels: Labels::new(), remote: None }
+        NewRecord { kind, parent: parent.map(Into::into), labels: Labels::new(), usage: Usage::default(), remote: None }
     }
 
     fn change<T>(records: &Records, f: impl FnOnce(&Change) -> Result<T>) -> Result<T> {

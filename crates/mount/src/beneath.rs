@@ -26,7 +26,7 @@ pub struct Beneath {
 impl Beneath {
     /// What the topmost directory that has anything at `path` (absolute within each) has there. Symlinks on the way are
     /// followed within the directory, as containerd does when it unpacks.
-    pub(crate) fn look(&self, path: &[u8]) -> Below {
+    pub fn look(&self, path: &[u8]) -> Below {
         for dir in &self.dirs {
             match find(dir, path) {
                 Ok(Some(inode)) => return Below::Directory(Box::new(inode)),

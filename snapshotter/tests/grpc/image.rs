@@ -9,6 +9,7 @@ use clipper_format::{
 };
 use clipper_tests::tarball::{Entry, TarWriter};
 use flate2::{Compression, write::GzEncoder};
+use serde_json::json;
 use std::{
     fs,
     io::Write as _,
@@ -87,6 +88,39 @@ impl Image {
             }
         }
         image
+    }
+
+    /// As if the image came with a manifest and containerd told its digest; without one, nothing tells what lies above
+    /// a layer. `compression` ends the media type of the ordinary layers: `gzip` is what they are.
+    pub fn with_manifest(mut self, compression: &str) -> Self {
+        let descriptor = |digest: &Digest, media_type: String| {
+            let size = fs::metadata(self.blob(digest)).unwrap().len();
+            json!({"mediaType": media_type, "digest": digest.to_string(), "size": size})
+        };
+        let layers = self.layers.iter().map(|layer| {
+            let compression = if layer.indexed { "gzip" } else { compression };
+            let media_type = format!("application/vnd.oci.image.layer.v1.tar+{compression}");
+            let mut listed = descriptor(&layer.digest, media_type);
+            if layer.indexed {
+                let annotations = [ANNOTATION_INDEX, ANNOTATION_LAYER].map(|key| (key, layer.labels[key].as_str()));
+                listed["annotations"] = annotations.into_iter().collect();
+            }
+            listed
+        });
+        let layers: Vec<_> = layers.collect();
+        let config = store(self.dir.path(), b"{}");
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor(&config, "application/vnd.oci.image.config.v1+json".into()),
+            "layers": layers,
+        });
+        let manifest = store(self.dir.path(), manifest.to_string().as_bytes()).to_string();
+        for layer in &mut self.layers {
+            layer.labels.insert("containerd.io/snapshot/cri.manifest-digest".into(), manifest.clone());
+            layer.labels.insert("containerd.io/snapshot/cri.layer-digest".into(), layer.digest.to_string());
+        }
+        self
     }
 
     pub fn reference(&self) -> String {
