@@ -103,6 +103,19 @@ impl Registry {
         Ok((serde_json::from_str(&body)?, digest))
     }
 
+    /// Gives a manifest that is made up here a tag; gives its digest. Its blobs have to be in the repository.
+    pub fn put_manifest(&self, reference: &str, manifest: &Value) -> Result<String> {
+        let (repository, selector) = split_reference(reference)?;
+        let bytes = serde_json::to_vec(manifest)?;
+        let file = tempfile::NamedTempFile::new()?;
+        fs::write(file.path(), &bytes)?;
+        let kind = manifest["mediaType"].as_str().context("a manifest without a media type")?;
+        let (kind, body) = (format!("Content-Type: {kind}"), format!("@{}", file.path().display()));
+        let url = format!("http://{}/v2/{repository}/manifests/{selector}", self.host());
+        run(Command::new("curl").args(["-sS", "-f", "-X", "PUT", "-H", &kind, "--data-binary", &body, &url]))?;
+        Ok(crate::layout::hex_digest(&bytes))
+    }
+
     /// The tags of a repository, sorted.
     pub fn tags(&self, repository: &str) -> Result<Vec<String>> {
         let url = format!("http://{}/v2/{repository}/tags/list", self.host());

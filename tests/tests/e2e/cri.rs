@@ -3,7 +3,7 @@
 use clipper_tests::cri::Cri;
 use clipper_tests::scratch::Scratch;
 
-use crate::run::Node;
+use crate::run::{Node, converted_above_ordinary};
 use crate::world::world;
 
 #[test]
@@ -24,6 +24,29 @@ fn a_pod_from_an_accelerated_image() {
     cri.remove_container(&container).unwrap();
     cri.remove_sandbox(pod).unwrap();
     cri.remove_image(&image).unwrap();
+}
+
+#[test]
+fn a_pod_from_an_image_with_converted_layers_above_ordinary_ones() {
+    let (image, layers) = converted_above_ordinary("above/cri");
+    let node = Node::new();
+    let image = node.proxy.by_way(&image);
+    let cri = Cri::connect(node.containerd.socket()).unwrap();
+    cri.pull(&image).unwrap();
+    let (ordinary, converted) = layers.split_at(3);
+    for layer in converted {
+        assert_eq!(node.proxy.bytes_of(layer), 0, "the CRI's pull fetched of {layer}: {}", node.snapshotter.log());
+    }
+    for layer in ordinary {
+        let size = std::fs::metadata(world().registry.blob_file(layer)).unwrap().len();
+        assert_eq!(node.proxy.bytes_of(layer), size, "{layer} once: {}", node.snapshotter.log());
+    }
+    let pod = cri.run_sandbox("pod").unwrap();
+    let container = cri.start_container(&pod, "app", &image, &["sleep", "1000"]).unwrap();
+    let said = cri.exec(&container, &["python3", "/srv/app/hello.py"]).unwrap();
+    assert_eq!((said.exit_code, said.stdout.as_slice()), (0, &b"hello from the small image\n"[..]));
+    cri.remove_container(&container).unwrap();
+    cri.remove_sandbox(pod).unwrap();
 }
 
 /// A node whose CRI doesn't tell which image a layer is of, and a snapshotter that asks containerd, configured with

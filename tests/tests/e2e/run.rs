@@ -11,7 +11,7 @@ use clipper_tests::scratch::Scratch;
 use clipper_tests::tarball::{Entry, TarWriter};
 use serde_json::json;
 
-use crate::world::world;
+use crate::world::{Converted, converted_above, world};
 
 /// A containerd with Clipper, behind a proxy that counts.
 pub struct Node {
@@ -166,6 +166,41 @@ fn images_of_indexed_and_ordinary_layers() {
     let script = "test ! -e /srv/app/symlink && sha256sum < /srv/app/top && cat /srv/app/old/other";
     let said = node.containerd.run("clipper", &image, "look", &["sh", "-c", script]).unwrap();
     assert!(said.ends_with("-\nnew\n"), "{said}");
+}
+
+/// The small image with its upper half converted, and the digests of its layers.
+pub fn converted_above_ordinary(repository: &str) -> (String, Vec<String>) {
+    let world = world();
+    let base = world.registry.push(&format!("docker://{}", world.small.base), &format!("{repository}:1")).unwrap();
+    let image = Converted::from(base);
+    (converted_above(&world.registry, &image, 3), image.layers())
+}
+
+#[test]
+fn converted_layers_above_ordinary_ones() {
+    let (image, layers) = converted_above_ordinary("above/run");
+    let node = Node::new();
+    let image = node.proxy.by_way(&image);
+    let pulled = node.pull(&image);
+    // Nothing is left for the pull to download: what isn't converted has been unpacked by the snapshotter.
+    assert!(pulled["layers"].as_array().unwrap().iter().all(|layer| layer["lazy"] == true), "{pulled}");
+    let (ordinary, converted) = layers.split_at(3);
+    for layer in converted {
+        assert_eq!(node.proxy.bytes_of(layer), 0, "the pull fetched of {layer}");
+    }
+    for layer in ordinary {
+        let size = std::fs::metadata(world().registry.blob_file(layer)).unwrap().len();
+        assert_eq!(node.proxy.bytes_of(layer), size, "{layer} once: {}", node.snapshotter.log());
+    }
+    assert_eq!(node.containerd.run("clipper", &image, "hello", &[]).unwrap(), "hello from the small image\n");
+    // Both kinds come back when the image goes.
+    node.containerd.remove_image(&image).unwrap();
+    assert_eq!(node.containerd.snapshots("clipper").unwrap(), [""; 0]);
+    for dir in ["snapshots", "unpacking", "devices", "trees", "indexes"] {
+        let entries = std::fs::read_dir(node.snapshotter.root().join(dir)).unwrap();
+        let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).filter(|name| name != "lock").collect();
+        assert!(names.is_empty(), "{dir}: {names:?}");
+    }
 }
 
 #[test]

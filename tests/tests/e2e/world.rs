@@ -7,6 +7,7 @@ use clipper_tests::corpus;
 use clipper_tests::layout::Layout;
 use clipper_tests::registry::Registry;
 use clipper_tests::scratch::Scratch;
+use clipper_tests::tarball::Entry;
 use serde_json::Value;
 
 /// The registry and what is in it. Tests only add to it; those that damage something have a registry of their own.
@@ -54,17 +55,53 @@ pub fn world() -> &'static World {
     })
 }
 
+/// The image of `image` all of whose layers but the topmost `converted` are ordinary, as if they came from elsewhere.
+/// It lies in the same repository; gives its reference.
+pub fn converted_above(registry: &Registry, image: &Converted, converted: usize) -> String {
+    let (index, _) = registry.manifest(&image.accelerated).unwrap();
+    let (repository, tag) = image.accelerated.rsplit_once(':').unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap();
+    let (mut manifest, _) = registry.manifest(&format!("{repository}@{digest}")).unwrap();
+    let layers = manifest["layers"].as_array_mut().unwrap();
+    let ordinary = layers.len() - converted;
+    for layer in &mut layers[..ordinary] {
+        layer.as_object_mut().unwrap().remove("annotations").expect("a converted layer");
+    }
+    let reference = format!("{repository}:{tag}_above_{ordinary}");
+    registry.put_manifest(&reference, &manifest).unwrap();
+    reference
+}
+
 /// The awkward images, each converted.
 pub fn awkward() -> &'static [Converted] {
     static AWKWARD: OnceLock<Vec<Converted>> = OnceLock::new();
-    AWKWARD.get_or_init(|| {
-        let scratch = Scratch::new("corpus").unwrap();
-        let layout = Layout::create(scratch.path()).unwrap();
-        let push = |image: corpus::ImageRecipe| {
-            image.write(&layout).unwrap();
-            let source = format!("oci:{}:{}", scratch.path().display(), image.name);
-            Converted::from(world().registry.push(&source, &format!("awkward/{}:1", image.name)).unwrap())
-        };
-        corpus::images().into_iter().map(push).collect()
-    })
+    AWKWARD.get_or_init(|| converted("awkward", corpus::images()))
+}
+
+/// The awkward images with one more layer, which is converted while they aren't: their references, and the digest of
+/// the layer.
+pub fn awkward_below() -> Vec<(Converted, String)> {
+    let mut images = corpus::images();
+    for image in &mut images {
+        let entries = vec![Entry::dir("converted"), Entry::file("converted/file", corpus::noise(11, 30_000))];
+        image.layers.push(corpus::LayerRecipe { entries, compression: "gzip" });
+    }
+    let below = |mut image: Converted| {
+        let top = image.layers().pop().unwrap();
+        image.accelerated = converted_above(&world().registry, &image, 1);
+        (image, top)
+    };
+    converted("awkward-below", images).into_iter().map(below).collect()
+}
+
+/// Images converted in repositories below `folder`.
+fn converted(folder: &str, images: Vec<corpus::ImageRecipe>) -> Vec<Converted> {
+    let scratch = Scratch::new("corpus").unwrap();
+    let layout = Layout::create(scratch.path()).unwrap();
+    let push = |image: corpus::ImageRecipe| {
+        image.write(&layout).unwrap();
+        let source = format!("oci:{}:{}", scratch.path().display(), image.name);
+        Converted::from(world().registry.push(&source, &format!("{folder}/{}:1", image.name)).unwrap())
+    };
+    images.into_iter().map(push).collect()
 }
