@@ -186,7 +186,7 @@ impl Devices {
         let work = move || {
             let mut result = Ok(());
             for storage in storages {
-                let failed = |error| DeviceError::storage(storage.path().to_owned(), error);
+                let failed = |error| DeviceError::storage(storage.path(), error);
                 result = result.and(storage.flush().map_err(failed));
             }
             result
