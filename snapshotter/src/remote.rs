@@ -128,7 +128,8 @@ impl Remote {
         if let Some(found) = found.filter(|found| *found != wanted.chain) {
             return Err(Unfit::WrongChain { expected: wanted.chain, found });
         }
-        if below.is_none() {
+        // Trees above other layers are merged with a look at those.
+        if parent.is_none() {
             self.merge_early(wanted.index, &index, &repositories);
         }
         Ok(repositories.iter().map(ToString::to_string).collect())
