@@ -1,15 +1,17 @@
-//! Asking containerd where a layer came from: its content store knows, even where nobody tells the snapshotter.
+//! Asking containerd what it has just pulled: where a layer came from, even where nobody tells the snapshotter, and
+//! which layers an image has.
 use clipper_format::Digest;
 use clipper_registry::Reference;
 use containerd_client::services::v1::{
-    ListContentRequest, ListImagesRequest, content_client::ContentClient, images_client::ImagesClient,
+    ListContentRequest, ListImagesRequest, ReadContentRequest, content_client::ContentClient,
+    images_client::ImagesClient,
 };
 use std::{
     collections::{BTreeSet, HashMap},
     path::PathBuf,
     time::Duration,
 };
-use tonic::metadata::AsciiMetadataValue;
+use tonic::{metadata::AsciiMetadataValue, transport::Channel};
 
 /// Longest wait for containerd, which waits for us meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,6 +25,7 @@ const MANIFESTS: &str = r#"labels."containerd.io/gc.ref.content.config""#;
 const SOURCE: &str = "containerd.io/distribution.source.";
 
 /// containerd's content store.
+#[derive(Clone, Debug)]
 pub struct ContentStore {
     address: PathBuf,
 }
@@ -43,6 +46,16 @@ pub enum LookupError {
     List {
         /// containerd's socket.
         address: PathBuf,
+        /// What it said.
+        source: Box<tonic::Status>,
+    },
+    /// It doesn't have something, or not as its digest says.
+    #[error("containerd at {address:?} does not give {digest}", address = .address.display())]
+    Read {
+        /// containerd's socket.
+        address: PathBuf,
+        /// What was asked for.
+        digest: Digest,
         /// What it said.
         source: Box<tonic::Status>,
     },
@@ -74,13 +87,39 @@ impl ContentStore {
         answer.unwrap_or_else(|_| Err(LookupError::Timeout { address: self.address.clone() }))
     }
 
+    /// The content `digest` of `namespace`, of at most `max` bytes.
+    pub async fn read(&self, namespace: &str, digest: Digest, max: u64) -> Result<Vec<u8>, LookupError> {
+        let answer = tokio::time::timeout(PATIENCE, self.fetch(namespace, digest, max)).await;
+        answer.unwrap_or_else(|_| Err(LookupError::Timeout { address: self.address.clone() }))
+    }
+
+    async fn fetch(&self, namespace: &str, digest: Digest, max: u64) -> Result<Vec<u8>, LookupError> {
+        let refused = |status| LookupError::Read { address: self.address.clone(), digest, source: Box::new(status) };
+        let mut request = tonic::Request::new(ReadContentRequest { digest: digest.to_string(), ..Default::default() });
+        request.metadata_mut().insert("containerd-namespace", ascii(namespace).map_err(refused)?);
+        let mut stream = ContentClient::new(self.connect().await?).read(request).await.map_err(refused)?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(message) = stream.message().await.map_err(refused)? {
+            bytes.extend(message.data);
+            if bytes.len() as u64 > max {
+                return Err(refused(tonic::Status::resource_exhausted(format!("it has more than {max} bytes"))));
+            }
+        }
+        if Digest::of(&bytes) != digest {
+            return Err(refused(tonic::Status::data_loss("its digest is another")));
+        }
+        Ok(bytes)
+    }
+
+    async fn connect(&self) -> Result<Channel, LookupError> {
+        let connected = containerd_client::connect(&self.address).await;
+        connected.map_err(|source| LookupError::Connect { address: self.address.clone(), source })
+    }
+
     async fn ask(&self, namespace: &str, layer: &Digest, hosts: Vec<String>) -> Result<Vec<Reference>, LookupError> {
-        let channel = containerd_client::connect(&self.address)
-            .await
-            .map_err(|source| LookupError::Connect { address: self.address.clone(), source })?;
+        let channel = self.connect().await?;
         let refused = |status| LookupError::List { address: self.address.clone(), source: Box::new(status) };
-        let namespace = AsciiMetadataValue::try_from(namespace)
-            .map_err(|_| refused(tonic::Status::invalid_argument("the namespace is not ASCII")))?;
+        let namespace = ascii(namespace).map_err(refused)?;
         let mut manifests = tonic::Request::new(ListContentRequest { filters: vec![MANIFESTS.into()] });
         manifests.metadata_mut().insert("containerd-namespace", namespace.clone());
         let mut stream = ContentClient::new(channel.clone()).list(manifests).await.map_err(refused)?.into_inner();
@@ -99,6 +138,11 @@ impl ContentStore {
         let named = images.iter().filter_map(|image| Some(image.name.split_once('/')?.0.to_owned()));
         Ok(with_ports(&found, &hosts.into_iter().chain(named).collect()))
     }
+}
+
+/// A namespace as gRPC metadata.
+fn ascii(namespace: &str) -> Result<AsciiMetadataValue, tonic::Status> {
+    AsciiMetadataValue::try_from(namespace).map_err(|_| tonic::Status::invalid_argument("the namespace is not ASCII"))
 }
 
 /// The repositories in a manifest's labels, if it names `layer`: hosts without ports, and paths.

@@ -141,7 +141,9 @@ impl Lifecycle {
             return Ok(false);
         }
         let Some(candidate) = Candidate::from_labels(&new.labels) else { return Ok(false) };
-        let Some(listed) = self.ordinary.below_converted(&candidate).await else { return Ok(false) };
+        let Some(listed) = self.ordinary.below_converted(&candidate, new.namespace.as_deref()).await else {
+            return Ok(false);
+        };
         let _door = self.ordinary.enter(&name).await;
         let found = name.clone();
         if let Some(record) = self.blocking(move |this| this.records.find(&found)).await? {

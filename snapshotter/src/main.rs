@@ -63,7 +63,7 @@ async fn run(config: Config) -> Result<()> {
     let options = StoreOptions { root: root.clone(), client: client.clone(), devices: config.fetch.device_options() };
     let store = Store::open(options, Handle::current()).context("open the store of cached data")?;
     let containerd = ContentStore::new(config.containerd_address.clone());
-    let ordinary = Ordinary::open(root, client.clone())?;
+    let ordinary = Ordinary::open(root, client.clone(), containerd.clone())?;
     let remote = Remote::open(root, client, Arc::clone(&store), containerd, config.mount_options())?;
     let lifecycle = Lifecycle::open(root, remote, ordinary).await?;
     tracing::info!(address = %config.address.display(), root = %root.display(), "serving");

@@ -1,6 +1,7 @@
 //! Ordinary layers below converted ones: which ones are unpacked here instead of by containerd, which downloads every
 //! layer above the first one that it has to unpack itself.
 use crate::{
+    containerd::ContentStore,
     error::{Error, Result, with_causes},
     remote::repository_of,
     snapshot::{LABEL_SNAPSHOT_REF, Labels},
@@ -9,9 +10,9 @@ use crate::{
 };
 use clipper_format::{Digest, index::ANNOTATION_INDEX};
 use clipper_registry::{
-    Client, Reference, RegistryError, Selector,
+    Client, MANIFEST_MAX, Reference, RegistryError, Selector,
     image::digest_of,
-    media::{Compression, is_manifest, layer_compression},
+    media::{Compression, layer_compression},
     oci_spec::image::ImageManifest,
 };
 use std::{
@@ -33,8 +34,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 const LABEL_LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 const LABEL_MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 
-/// Longest wait for a manifest. containerd has just fetched it from the same place, and every wholly ordinary image
-/// waits for it, too.
+/// Longest wait for a manifest. containerd has just fetched it itself, and every wholly ordinary image waits for it, too.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an image of which something could not be had is left to containerd: its layers are prepared one after the
 /// other, and must not wait for the same dead registry each.
@@ -88,8 +88,6 @@ enum Unfit {
     Timeout,
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    #[error("the image's manifest is of type {0:?}")]
-    NoManifest(String),
     #[error("the image's manifest can't be understood")]
     Manifest(#[from] serde_json::Error),
     #[error("a descriptor in the image's manifest: {0}")]
@@ -102,15 +100,18 @@ enum Unfit {
 
 /// An image, and where it was pulled from.
 type Question = (Digest, Reference);
+/// The layers of images, bottom first, by the digests of their manifests, and when they were read.
+type Manifests = HashMap<Digest, (Instant, Arc<Vec<Listed>>)>;
 
 /// Everything that is unpacked here.
 pub struct Ordinary {
     client: Client,
+    containerd: ContentStore,
     /// Where layers are until they are whole.
     dir: PathBuf,
     places: AtomicU64,
     running: Semaphore,
-    manifests: SyncMutex<HashMap<Digest, (Instant, Arc<Vec<Listed>>)>>,
+    manifests: SyncMutex<Manifests>,
     /// Images of which something could not be had lately: when, and why.
     refused: SyncMutex<HashMap<Question, (Instant, String)>>,
     /// Layers under way by the names of their snapshots.
@@ -119,7 +120,7 @@ pub struct Ordinary {
 
 impl Ordinary {
     /// Makes `ROOT/unpacking`, and deletes what an earlier life left there half done.
-    pub fn open(root: &Path, client: Client) -> Result<Self> {
+    pub fn open(root: &Path, client: Client, containerd: ContentStore) -> Result<Self> {
         let dir = root.join("unpacking");
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("delete", &dir)(error)),
@@ -128,11 +129,12 @@ impl Ordinary {
         fs::DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
         let (places, running) = (AtomicU64::new(0), Semaphore::new(UNPACKING_MAX));
         let (manifests, refused, doors) = Default::default();
-        Ok(Self { client, dir, places, running, manifests, refused, doors })
+        Ok(Self { client, containerd, dir, places, running, manifests, refused, doors })
     }
 
-    /// The layer as its image lists it, if a converted one lies above it. All others are containerd's business.
-    pub async fn below_converted(&self, candidate: &Candidate) -> Option<Listed> {
+    /// The layer as its image, pulled in containerd's namespace `namespace`, lists it, if a converted one lies above it.
+    /// All others are containerd's business.
+    pub async fn below_converted(&self, candidate: &Candidate, namespace: Option<&str>) -> Option<Listed> {
         let question = (candidate.manifest, candidate.repository.clone());
         if let Some((at, why)) = self.refused().get(&question)
             && at.elapsed() < MEMORY
@@ -141,7 +143,7 @@ impl Ordinary {
             tracing::debug!(%layer, why, since, "a layer is left to containerd as those before it");
             return None;
         }
-        let layers = match self.layers(&question).await {
+        let layers = match self.layers(&question, namespace).await {
             Ok(layers) => layers,
             Err(error) => {
                 let (manifest, image, error) = (candidate.manifest, &candidate.repository, with_causes(&error));
@@ -211,11 +213,15 @@ impl Ordinary {
     }
 
     /// The layers of an image, bottom first.
-    async fn layers(&self, question: &Question) -> std::result::Result<Arc<Vec<Listed>>, Unfit> {
+    async fn layers(
+        &self,
+        question: &Question,
+        namespace: Option<&str>,
+    ) -> std::result::Result<Arc<Vec<Listed>>, Unfit> {
         if let Some((_, layers)) = self.manifests().get(&question.0).filter(|(at, _)| at.elapsed() < MANIFEST_MEMORY) {
             return Ok(Arc::clone(layers));
         }
-        let fetched = tokio::time::timeout(PATIENCE, self.fetch(question)).await;
+        let fetched = tokio::time::timeout(PATIENCE, self.fetch(question, namespace)).await;
         let layers = Arc::new(fetched.unwrap_or(Err(Unfit::Timeout))?);
         let mut manifests = self.manifests();
         manifests.retain(|_, (at, _)| at.elapsed() < MANIFEST_MEMORY);
@@ -227,21 +233,34 @@ impl Ordinary {
         Ok(layers)
     }
 
-    async fn fetch(&self, (digest, repository): &Question) -> std::result::Result<Vec<Listed>, Unfit> {
-        let manifest = self.client.repository(repository)?.manifest(&Selector::Digest(*digest)).await?;
-        if !is_manifest(&manifest.media_type) {
-            return Err(Unfit::NoManifest(manifest.media_type));
-        }
-        let manifest: ImageManifest = serde_json::from_slice(&manifest.bytes)?;
+    async fn fetch(
+        &self,
+        (digest, repository): &Question,
+        namespace: Option<&str>,
+    ) -> std::result::Result<Vec<Listed>, Unfit> {
+        let manifest: ImageManifest = match self.pulled(*digest, namespace).await {
+            Some(bytes) => serde_json::from_slice(&bytes)?,
+            None => {
+                let manifest = self.client.repository(repository)?.manifest(&Selector::Digest(*digest)).await?;
+                serde_json::from_slice(&manifest.bytes)?
+            }
+        };
         let listed = manifest.layers().iter().map(|layer| {
             Ok(Listed {
                 digest: digest_of(layer).map_err(Unfit::Descriptor)?,
                 size: layer.size(),
-                compression: layer_compression(&layer.media_type().to_string()),
+                compression: layer_compression(layer.media_type().as_ref()),
                 converted: layer.annotations().as_ref().is_some_and(|all| all.contains_key(ANNOTATION_INDEX)),
             })
         });
         listed.collect()
+    }
+
+    /// A manifest from containerd, which has it before it prepares the first layer: nothing of an ordinary image has to
+    /// be asked of its registry, to which perhaps only containerd has the key.
+    async fn pulled(&self, digest: Digest, namespace: Option<&str>) -> Option<Vec<u8>> {
+        let read = self.containerd.read(namespace?, digest, MANIFEST_MAX).await;
+        read.inspect_err(|error| tracing::debug!(error = with_causes(error), "asking the registry instead")).ok()
     }
 
     fn refuse(&self, question: Question, why: String) {
@@ -255,7 +274,7 @@ impl Ordinary {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn manifests(&self) -> MutexGuard<'_, HashMap<Digest, (Instant, Arc<Vec<Listed>>)>> {
+    fn manifests(&self) -> MutexGuard<'_, Manifests> {
         // Nothing that could panic happens under this lock.
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,6 +4,7 @@ use crate::{
     image::{Image, Source, noise},
 };
 use clipper_tests::tarball::{Entry, Kind, Sparse, SparseFormat};
+use rustix::mount::{MountFlags, mount};
 use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt},
@@ -213,6 +214,27 @@ async fn layers_that_cannot_be_had_or_read_are_left_to_containerd() {
     let (daemon, mut client) = Daemon::start().await;
     client.prepare("extract", "", &other.layers[0].labels).await.unwrap();
     assert!(daemon.log().contains(&format!("containerd expects {chain}")), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_layer_that_does_not_fit_the_disk_leaves_nothing_there() {
+    let (mut daemon, _) = Daemon::start().await;
+    daemon.stop();
+    mount("tmpfs", daemon.root(""), "tmpfs", MountFlags::empty(), Some(c"size=12m")).unwrap();
+    let mut client = daemon.launch().await;
+    let sources = [
+        Source::Ordinary(&[Entry::file("small", "s")]),
+        Source::Ordinary(&[Entry::file("large", noise(1, 9_000_000))]),
+        Source::Indexed(&[Entry::file("converted", "c")]),
+    ];
+    let image = Image::new(&sources).with_manifest("gzip");
+    assert_eq!(pull_naively(&mut client, &image).await, [false, true, false]);
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("download a layer")).expect(&log);
+    assert!(line.contains(&image.layers[1].digest.to_string()) && line.contains("No space left"), "{line}");
+    let [unpacking, snapshots] = left(&daemon);
+    assert_eq!((unpacking.len(), snapshots.len()), (0, 2));
+    daemon.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

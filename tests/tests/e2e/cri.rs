@@ -49,6 +49,18 @@ fn a_pod_from_an_image_with_converted_layers_above_ordinary_ones() {
     cri.remove_sandbox(pod).unwrap();
 }
 
+#[test]
+fn an_ordinary_image_costs_its_registry_nothing_more() {
+    let mut node = Node::new();
+    node.snapshotter.configure(&format!("containerd_address = {:?}\n", node.containerd.socket())).unwrap();
+    node.containerd.restart().unwrap();
+    let image = node.proxy.by_way(&world().small.base);
+    Cri::connect(node.containerd.socket()).unwrap().pull(&image).unwrap();
+    let read = |access: &clipper_tests::proxy::Access| access.method == "GET" && access.path.contains("/manifests/");
+    let manifests = node.proxy.log().into_iter().filter(read).count();
+    assert_eq!(manifests, 1, "containerd's own: {:?}", node.proxy.log());
+}
+
 /// A node whose CRI doesn't tell which image a layer is of, and a snapshotter that asks containerd, configured with
 /// `more`.
 fn silent_node(more: &str) -> Node {

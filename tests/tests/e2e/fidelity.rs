@@ -113,7 +113,7 @@ fn a_real_image_below_converted_layers() {
 #[test]
 fn awkward_images_below_a_converted_layer() {
     let (overlay, node) = (Containerd::start(Settings::overlayfs()).unwrap(), Node::new());
-    let compare = |(image, top): &(Converted, String)| compare_below(image, &[top.clone()], &overlay, &node);
+    let compare = |(image, top): &(Converted, String)| compare_below(image, std::slice::from_ref(top), &overlay, &node);
     let found: Vec<String> = awkward_below().iter().flat_map(compare).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
