@@ -78,7 +78,7 @@ pub async fn run(common: &Common, args: PullArgs) -> Result<()> {
     } else {
         let lazy = pulled.layers.iter().filter(|l| l.lazy).count();
         println!(
-            "{}\n  digest       {}\n  layers       {lazy} mounted lazily, {} downloaded\n  time         {:.1} s",
+            "{}\n  digest       {}\n  layers       {lazy} left to the snapshotter, {} downloaded\n  time         {:.1} s",
             pulled.image,
             pulled.digest,
             pulled.layers.len() - lazy,
