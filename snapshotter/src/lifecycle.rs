@@ -141,15 +141,15 @@ impl Lifecycle {
             return Ok(false);
         }
         let Some(candidate) = Candidate::from_labels(&new.labels) else { return Ok(false) };
-        let Some(listed) = self.ordinary.below_converted(&candidate, new.namespace.as_deref()).await else {
-            return Ok(false);
-        };
+        // Before anything is asked: who waited for another's work mustn't do again what has failed meanwhile.
         let _door = self.ordinary.enter(&name).await;
         let found = name.clone();
         if let Some(record) = self.blocking(move |this| this.records.find(&found)).await? {
             // Somebody else pulled the same layer meanwhile.
             return Ok(is_layer(&record, new, chain));
         }
+        let namespace = new.namespace.as_deref();
+        let Some(listed) = self.ordinary.below_converted(&candidate, namespace).await else { return Ok(false) };
         let below = parents.first().map(Record::chain);
         let lowers = self.lowers(parents).await?;
         let Some(unpacked) = self.ordinary.unpack(&candidate, &listed, below, lowers).await else { return Ok(false) };

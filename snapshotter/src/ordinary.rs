@@ -158,7 +158,7 @@ impl Ordinary {
         converted.then(|| layers[at].clone())
     }
 
-    /// Waits until nobody else unpacks the layer that becomes the snapshot `name`; the guard keeps others out.
+    /// Waits until nobody else works on the layer that becomes the snapshot `name`; the guard keeps others out.
     pub async fn enter(&self, name: &str) -> OwnedMutexGuard<()> {
         let door = {
             // Nothing that could panic happens under this lock.

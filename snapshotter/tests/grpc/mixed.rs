@@ -7,6 +7,7 @@ use clipper_tests::tarball::{Entry, Kind, Sparse, SparseFormat};
 use rustix::mount::{MountFlags, mount};
 use std::{
     fs,
+    net::TcpListener,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::PathBuf,
 };
@@ -252,6 +253,25 @@ async fn pulls_at_the_same_time_unpack_a_layer_once() {
     assert_eq!(daemon.log().matches("unpacked a layer").count(), 2, "{}", daemon.log());
     let [unpacking, snapshots] = left(&daemon);
     assert_eq!((unpacking.len(), snapshots.len()), (0, 2 + 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_registry_that_hangs_up_is_asked_once_by_pulls_at_the_same_time() {
+    let (daemon, client) = Daemon::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut labels = image().layers[0].labels.clone();
+    let reference = format!("{}/app:1", listener.local_addr().unwrap());
+    labels.insert("containerd.io/snapshot/cri.image-ref".into(), reference);
+    // Nobody listens there any more.
+    drop(listener);
+    let prepares = (0..4).map(|number| {
+        let (mut client, labels) = (client.clone(), labels.clone());
+        tokio::spawn(async move { client.prepare(&format!("n{number}"), "", &labels).await.map(drop) })
+    });
+    for prepare in prepares.collect::<Vec<_>>() {
+        prepare.await.unwrap().unwrap();
+    }
+    assert_eq!(daemon.log().matches("left to containerd").count(), 1, "{}", daemon.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
