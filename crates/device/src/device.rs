@@ -6,6 +6,7 @@ use crate::{
     durable::Written,
     error::{DeviceError, is_full},
     fill::Fill,
+    hot::Expected,
     options::Priority,
     readers::{Readers, Triggers},
     run::Run,
@@ -81,6 +82,7 @@ pub struct Device {
     triggers: Triggers,
     pub(crate) shared: Arc<Shared>,
     pub(crate) fill: Fill,
+    pub(crate) expected: Expected,
     pub(crate) counters: Counters,
     pub(crate) written: Mutex<Written>,
     /// Set while the disk is full.
@@ -117,6 +119,7 @@ impl Device {
             triggers: Triggers::default(),
             shared,
             fill: Fill::default(),
+            expected: Expected::default(),
             counters: Counters::default(),
             written: Mutex::default(),
             full: AtomicBool::new(false),
@@ -228,6 +231,10 @@ impl Device {
         // More than once only if the cache is damaged meanwhile.
         for _ in 0..3 {
             if self.storage.try_read(offset, buf).map_err(storage)? == Some(buf.len()) {
+                return Ok(());
+            }
+            if self.arrives_hot(&bytes).await && self.storage.try_read(offset, buf).map_err(storage)? == Some(buf.len())
+            {
                 return Ok(());
             }
             let unstored = self.bring(bytes.clone(), Priority::Foreground).await?;

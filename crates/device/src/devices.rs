@@ -4,6 +4,7 @@ use crate::{
     checkpoints::{Batches, CheckpointCache},
     device::{Device, DeviceSpec},
     error::DeviceError,
+    hot::{HotSpec, HotStream},
     limits::Limits,
     options::DeviceOptions,
     presence::Identity,
@@ -131,6 +132,12 @@ impl Devices {
     /// The device of this digest, if it is open.
     pub fn get(&self, digest: &Digest) -> Option<Arc<Device>> {
         self.lock().devices.get(digest).and_then(|opened| opened.device.upgrade())
+    }
+
+    /// Starts streaming what of a hot blob isn't here; `None` if all of it is. Readers of what it brings wait for it
+    /// where that is quicker than a GET of their own.
+    pub fn stream_hot(&self, spec: HotSpec) -> Option<HotStream> {
+        HotStream::start(spec)
     }
 
     /// Deletes a device; nothing happens if there is none. Whoever still has it open can go on reading and fetching,

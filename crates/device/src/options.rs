@@ -33,6 +33,11 @@ pub struct DeviceOptions {
     /// A reader whose bytes come later in a GET under way joins it if no more than this many source bytes come first,
     /// or else sends a GET of its own.
     pub join_distance: u64,
+    /// A reader whose bytes come in a hot stream waits for it if no more than this many bytes of the stream come first,
+    /// or else sends a GET of its own.
+    pub hot_join_distance: u64,
+    /// A reader waits no longer than this for the next bytes of a hot stream before it sends a GET of its own.
+    pub hot_patience: Duration,
     /// Time for one span to arrive, over all attempts.
     pub fetch_timeout: Duration,
     /// Time for a reader to be answered.
@@ -65,6 +70,8 @@ impl Default for DeviceOptions {
             checkpoint_memory: 4 << 20,
             read_ahead: 8 << 20,
             join_distance: 1 << 20,
+            hot_join_distance: 8 << 20,
+            hot_patience: Duration::from_millis(500),
             fetch_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(120),
             retry_after: Duration::from_millis(250),

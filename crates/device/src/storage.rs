@@ -186,6 +186,11 @@ impl Storage {
         drop(lock(&self.flushing));
     }
 
+    /// Whether the directory is going away.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
     fn intact(&self) -> io::Result<bool> {
         Ok(self.data.metadata()?.len() == self.identity.size)
     }

@@ -1,7 +1,7 @@
 //! The index blob: the trees and span tables of all layers of an image, and the constants of the artifact around it.
 //!
 //! ```text
-//! "clipidx\0" | version u16 | header | for each layer: tree, span table, checkpoint groups
+//! "clipidx\0" | version u16 | header | for each layer: tree, span table, checkpoint groups | start-up
 //! ```
 //!
 //! `docs/format.md` describes every byte. Numbers are little-endian or LEB128; what is large is stored in columns, each
@@ -10,10 +10,12 @@ mod columns;
 mod pack;
 mod packed;
 mod spans;
+mod startup;
 mod unpack;
 mod wire;
 
 pub use packed::{PackError, PackedTree};
+pub use startup::{HOT_FRAME_MAX, Hot, HotFrame, HotFrameError, HotPiece, pack_hot_frame, unpack_hot_frame};
 
 use crate::Digest;
 use crate::gzip::CHECKPOINTS_PER_GROUP;
@@ -27,6 +29,8 @@ pub const MEDIA_TYPE_INDEX_ARTIFACT: &str = "application/vnd.clipper.index.v1";
 pub const MEDIA_TYPE_INDEX_LAYER: &str = "application/vnd.clipper.index.layer.v1";
 /// Media type of the checkpoints blob.
 pub const MEDIA_TYPE_CHECKPOINTS: &str = "application/vnd.clipper.checkpoints.v1";
+/// Media type of the hot blob.
+pub const MEDIA_TYPE_HOT: &str = "application/vnd.clipper.hot.v1";
 /// Annotation of each layer of an image manifest: digest of the index blob.
 pub const ANNOTATION_INDEX: &str = "containerd.io/snapshot/clipper.index";
 /// Annotation of each layer of an image manifest: the layer's own digest.
@@ -39,7 +43,7 @@ pub const INDEX_MAX: u64 = 256 << 20;
 const TREES_MAX: u64 = 2 << 30;
 
 const MAGIC: &[u8; 8] = b"clipidx\0";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// A blob by digest and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,10 @@ pub struct Index {
     pub checkpoints: Option<BlobRef>,
     /// The layers, bottom first. A layer that is in the image twice may be here twice.
     pub layers: Vec<LayerIndex>,
+    /// The prefetch list: absolute paths in order, those of directories with a trailing `/`.
+    pub prefetch: Vec<Vec<u8>>,
+    /// What a start-up touches.
+    pub hot: Option<Hot>,
 }
 
 /// What an index says of a layer.
@@ -137,14 +145,8 @@ impl Index {
         let mut header = Vec::new();
         let mut sections = Vec::new();
         put_varint(&mut header, self.span_size.into());
-        match &self.checkpoints {
-            None => header.push(0),
-            Some(BlobRef { digest, size }) => {
-                header.push(1);
-                header.extend_from_slice(digest.as_bytes());
-                put_varint(&mut header, *size);
-            }
-        }
+        put_blob(&mut header, self.checkpoints.as_ref());
+        put_blob(&mut header, self.hot.as_ref().map(|hot| &hot.blob));
         put_varint(&mut header, self.layers.len() as u64);
         for layer in &self.layers {
             let parts = [
@@ -160,6 +162,9 @@ impl Index {
                 sections.extend_from_slice(&part);
             }
         }
+        let startup = startup::encode(&self.prefetch, self.hot.as_ref().map_or(&[], |hot| &hot.frames));
+        put_varint(&mut header, startup.len() as u64);
+        sections.extend_from_slice(&startup);
         let mut blob = MAGIC.to_vec();
         blob.extend_from_slice(&VERSION.to_le_bytes());
         put_varint(&mut blob, header.len() as u64);
@@ -185,11 +190,7 @@ impl Index {
         let header_len = reader.len()?;
         let mut header = Reader::new(reader.take(header_len)?);
         let span_size = u32::try_from(header.varint()?).map_err(|_| IndexError::Corrupt("its span size"))?;
-        let checkpoints = match header.byte()? {
-            0 => None,
-            1 => Some(BlobRef { digest: Digest::from_bytes(header.array()?), size: header.varint()? }),
-            _ => return Err(IndexError::Corrupt("its header")),
-        };
+        let (checkpoints, hot) = (blob(&mut header)?, blob(&mut header)?);
         let (mut layers, mut memory) = (Vec::new(), 0);
         for _ in 0..header.varint()? {
             let layer = decode_layer(&mut header, &mut reader)?;
@@ -197,10 +198,17 @@ impl Index {
             must_have_room(memory)?;
             layers.push(layer);
         }
+        let startup_len = header.len()?;
+        let (prefetch, frames) = startup::decode(reader.take(startup_len)?)?;
         if !header.is_empty() || !reader.is_empty() {
             return Err(IndexError::Corrupt("it goes on after its end"));
         }
-        let index = Self { span_size, checkpoints, layers };
+        let hot = match hot {
+            Some(blob) => Some(Hot { blob, frames }),
+            None if frames.is_empty() => None,
+            None => return Err(IndexError::Corrupt("it has frames of a hot blob, but no hot blob")),
+        };
+        let index = Self { span_size, checkpoints, layers, prefetch, hot };
         index.check()?;
         Ok(index)
     }
@@ -212,7 +220,11 @@ impl Index {
 
     fn check(&self) -> Result<(), IndexError> {
         must_have_room(self.layers.iter().map(|layer| layer.tree.memory()).sum())?;
+        if self.prefetch.iter().any(|path| !path.starts_with(b"/") || path.contains(&0)) {
+            return Err(IndexError::Corrupt("its prefetch list has a path that isn't absolute"));
+        }
         let checkpoints_size = self.checkpoints.map_or(0, |blob| blob.size);
+        self.hot.as_ref().map_or(Ok(()), |hot| hot.check(&self.layers)).map_err(IndexError::Corrupt)?;
         self.layers.iter().try_for_each(|layer| layer.check(self.span_size, checkpoints_size))
     }
 }
@@ -249,6 +261,22 @@ impl LayerIndex {
             [size] if *size == self.spans.device_size() => Ok(()),
             _ => wrong("its tree is not over the device that its spans make up"),
         }
+    }
+}
+
+fn put_blob(header: &mut Vec<u8>, blob: Option<&BlobRef>) {
+    header.push(blob.is_some().into());
+    if let Some(BlobRef { digest, size }) = blob {
+        header.extend_from_slice(digest.as_bytes());
+        put_varint(header, *size);
+    }
+}
+
+fn blob(header: &mut Reader<'_>) -> Result<Option<BlobRef>, IndexError> {
+    match header.byte()? {
+        0 => Ok(None),
+        1 => Ok(Some(BlobRef { digest: Digest::from_bytes(header.array()?), size: header.varint()? })),
+        _ => Err(IndexError::Corrupt("its header")),
     }
 }
 

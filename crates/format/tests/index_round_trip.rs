@@ -1,7 +1,7 @@
 //! Trees, span tables and whole indexes through the index blob and back.
 use clipper_format::Digest;
 use clipper_format::erofs::MAX_DEPTH;
-use clipper_format::index::{BlobRef, Index, IndexError, LayerIndex, PackError, PackedTree};
+use clipper_format::index::{BlobRef, Hot, HotFrame, HotPiece, Index, IndexError, LayerIndex, PackError, PackedTree};
 use clipper_format::span::{Span, SpanTable, Start};
 use clipper_format::tree::{Content, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
 use proptest::prelude::*;
@@ -74,9 +74,29 @@ fn any_layer() -> impl Strategy<Value = LayerIndex> {
 }
 
 fn any_index() -> impl Strategy<Value = Index> {
-    prop::collection::vec(any_layer(), 0..4).prop_map(|layers| {
+    let piece = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<prop::sample::Index>());
+    let frame = (prop::collection::vec(piece, 1..6), 1..1u32 << 20, any::<[u8; 32]>());
+    let layers = prop::collection::vec(any_layer(), 0..4);
+    let list = prop::collection::vec("/[a-z/\u{e4}]{0,20}", 0..5);
+    (layers, prop::collection::vec(frame, 0..4), list).prop_map(|(layers, frames, list)| {
         let checkpoints = Some(BlobRef { digest: Digest::of(b"checkpoints"), size: 1000 });
-        Index { span_size: 1 << 20, checkpoints, layers }
+        let sizes: Vec<_> = layers.iter().map(|layer| layer.spans.device_size().div_ceil(4096) as usize).collect();
+        let full: Vec<_> = (0..layers.len()).filter(|layer| sizes[*layer] > 0).collect();
+        let place = |(layer, first, blocks): (prop::sample::Index, prop::sample::Index, prop::sample::Index)| {
+            let layer = full[layer.index(full.len())];
+            let first = first.index(sizes[layer]);
+            let blocks = 1 + blocks.index((sizes[layer] - first).min(100));
+            HotPiece { layer: layer as u32, first: first as u64, blocks: blocks as u32 }
+        };
+        let frames: Vec<_> = frames
+            .into_iter()
+            .filter(|_| !full.is_empty())
+            .map(|(pieces, len, blake3)| HotFrame { len, pieces: pieces.into_iter().map(place).collect(), blake3 })
+            .collect();
+        let size = frames.iter().map(|frame| u64::from(frame.len)).sum();
+        let hot = (!frames.is_empty()).then(|| Hot { blob: BlobRef { digest: Digest::of(b"hot"), size }, frames });
+        let prefetch = list.into_iter().map(String::into_bytes).collect();
+        Index { span_size: 1 << 20, checkpoints, layers, prefetch, hot }
     })
 }
 
@@ -119,7 +139,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..300), whole in any::<bool>()) {
         if whole {
-            bytes.splice(0..0, *b"clipidx\0\x01\0");
+            bytes.splice(0..0, *b"clipidx\0\x02\0");
         }
         let _ = Index::decode(&bytes);
     }
@@ -155,7 +175,7 @@ fn layer(spans: Vec<Span>, groups: Vec<std::ops::Range<u64>>) -> LayerIndex {
 
 fn index(layer: LayerIndex) -> Index {
     let checkpoints = Some(BlobRef { digest: Digest::of(b"checkpoints"), size: 50 });
-    Index { span_size: 1 << 16, checkpoints, layers: vec![layer] }
+    Index { span_size: 1 << 16, checkpoints, layers: vec![layer], prefetch: Vec::new(), hot: None }
 }
 
 #[test]
@@ -187,13 +207,37 @@ fn what_does_not_hold_together_is_neither_written_nor_read() {
 }
 
 #[test]
+fn a_hot_blob_that_does_not_hold_together_is_neither_written_nor_read() {
+    let piece = |layer, first, blocks| HotPiece { layer, first, blocks };
+    let with = |pieces: Vec<HotPiece>, len, size| {
+        let index = index(layer(vec![span(0, 8192, Start::Stored), span(8192, 100, Start::Stored)], vec![]));
+        let blob = BlobRef { digest: Digest::of(b"hot"), size };
+        Index { hot: Some(Hot { blob, frames: vec![HotFrame { len, pieces, blake3: [1; 32] }] }), ..index }.encode()
+    };
+    let ok = with(vec![piece(0, 2, 1), piece(0, 0, 2)], 10, 10);
+    let hot = Index::decode(&ok.unwrap()).unwrap().hot.unwrap();
+    assert_eq!(hot.frames[0].pieces[0].device_range(8292), 8192..8292);
+    let bad = [
+        with(vec![piece(0, 2, 1)], 10, 11),
+        with(vec![], 10, 10),
+        with(vec![piece(0, 2, 1)], 0, 0),
+        with(vec![piece(0, 2, 2)], 10, 10),
+        with(vec![piece(0, 1, 0)], 10, 10),
+        with(vec![piece(0, u64::MAX, 1)], 10, 10),
+        with(vec![piece(1, 0, 1)], 10, 10),
+        with(vec![piece(0, 0, 2); 1000], 10, 10),
+    ];
+    assert!(bad.iter().all(|blob| matches!(blob, Err(IndexError::Corrupt(_)))), "{bad:?}");
+}
+
+#[test]
 fn other_versions_prefixes_and_tails_are_refused() {
     let blob = index(layer(vec![span(0, 4000, Start::Stored)], vec![])).encode().unwrap();
     assert_eq!(Index::decode(b""), Err(IndexError::NotAnIndex));
     assert_eq!(Index::decode(b"\x1f\x8b\x08 something else"), Err(IndexError::NotAnIndex));
     let mut newer = blob.clone();
-    newer[8] = 2;
-    assert_eq!(Index::decode(&newer), Err(IndexError::Version(2)));
+    newer[8] = 3;
+    assert_eq!(Index::decode(&newer), Err(IndexError::Version(3)));
     for len in 0..blob.len() {
         assert!(Index::decode(&blob[..len]).is_err(), "{len}");
     }

@@ -4,6 +4,7 @@
 mod capacity;
 mod faults;
 mod fixture;
+mod hot;
 mod layout;
 mod order;
 mod reads;
