@@ -10,7 +10,7 @@ use clipper_benches::cold_start::{Application, FarRegistry, Run, System};
 use clipper_benches::figures::Figures;
 use clipper_benches::page;
 use clipper_benches::picture::{Bar, bars};
-use clipper_tests::clipper::convert;
+use clipper_tests::clipper::convert_with;
 
 /// Measures pull and start to ready over a shaped link, with fresh caches each run.
 #[derive(Debug, Parser)]
@@ -30,6 +30,9 @@ struct Options {
     /// Image below .cache/images.
     #[arg(long, default_value = "node-red")]
     image: String,
+    /// Convert with this prefetch list.
+    #[arg(long)]
+    prefetch_list: Option<String>,
     /// Only print; leave benches/RESULTS.md and the pictures alone.
     #[arg(long)]
     dry: bool,
@@ -52,7 +55,8 @@ fn main() -> Result<()> {
     if systems.contains(&System::Clipper) {
         eprintln!("converting it");
         // By way of the proxy: to Clipper, only loopback is a registry that speaks plain HTTP unasked.
-        convert(&far.proxy.by_way(&image))?;
+        let more: Vec<&str> = options.prefetch_list.iter().flat_map(|list| ["--prefetch-list", list]).collect();
+        convert_with(&far.proxy.by_way(&image), &more)?;
     }
     let application = Application { image, port_variable: "PORT".into() };
     let mut runs = Vec::new();

@@ -110,6 +110,17 @@ pub struct ConvertArgs {
     /// Most bytes of decompressed data in a span, the unit of fetching: 64K to 16M, a multiple of 4K
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_span_size)]
     pub span_size: u32,
+    /// Files that a start-up reads, in order: one absolute path per line, a directory with a trailing /, comments with
+    /// #; `-` is standard input. They go into a hot blob that nodes fetch first, as one stream
+    /// [default: the image's label io.clipper.prefetch]
+    #[arg(long, value_name = "FILE")]
+    pub prefetch_list: Option<PathBuf>,
+    /// Fail if a path of the prefetch list isn't in the image, instead of warning
+    #[arg(long)]
+    pub strict: bool,
+    /// Most bytes of the hot blob, as a SIZE such as 40M or as a percentage of the compressed layers
+    #[arg(long, value_name = "LIMIT", default_value = "25%", value_parser = parse_hot_limit)]
+    pub hot_limit: HotLimit,
     /// Index every layer anew, even if the target repository holds its index already
     #[arg(long)]
     pub no_reuse: bool,
@@ -205,6 +216,42 @@ pub struct PullArgs {
     pub platform: Option<String>,
 }
 
+/// How large a hot blob may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HotLimit {
+    /// Bytes.
+    Bytes(u64),
+    /// Percent of the compressed layers.
+    Percent(u8),
+}
+
+impl HotLimit {
+    /// In bytes, for layers of `size` bytes.
+    pub fn bytes(self, size: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => size / 100 * u64::from(percent) + size % 100 * u64::from(percent) / 100,
+        }
+    }
+}
+
+fn parse_hot_limit(text: &str) -> Result<HotLimit, String> {
+    let wrong = || "expected a size such as 40M, or a percentage up to 100%".to_owned();
+    if let Some(percent) = text.strip_suffix('%') {
+        let percent = percent.parse().ok().filter(|percent| *percent <= 100);
+        return percent.map(HotLimit::Percent).ok_or_else(wrong);
+    }
+    let digits = text.trim_end_matches(['K', 'k', 'M', 'm', 'G', 'g']);
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        _ => return Err(wrong()),
+    };
+    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).map(HotLimit::Bytes).ok_or_else(wrong)
+}
+
 fn parse_span_size(text: &str) -> Result<u32, String> {
     let (digits, unit) = match text.strip_suffix(['K', 'k', 'M', 'm']) {
         Some(digits) => (digits, if text.ends_with(['K', 'k']) { 1 << 10 } else { 1 << 20 }),
@@ -226,6 +273,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn hot_limits() {
+        assert_eq!(parse_hot_limit("40M"), Ok(HotLimit::Bytes(40 << 20)));
+        assert_eq!(parse_hot_limit("0"), Ok(HotLimit::Bytes(0)));
+        assert_eq!(parse_hot_limit("25%").map(|limit| limit.bytes(1001)), Ok(250));
+        assert_eq!(parse_hot_limit("100%").map(|limit| limit.bytes(u64::MAX)), Ok(u64::MAX));
+        for bad in ["", "%", "101%", "-1", "1KM", "1T", "99999999999G"] {
+            assert!(parse_hot_limit(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

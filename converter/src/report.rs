@@ -65,6 +65,11 @@ impl Progress {
         }
     }
 
+    /// Says `text` as a warning.
+    pub fn warn(&self, text: &str) {
+        self.say(&format!("warning: {text}"));
+    }
+
     /// Starts a piece of work of `bytes` bytes.
     pub fn task(&self, name: &str, bytes: u64) -> Task {
         let bar = match &self.bars {

@@ -29,7 +29,12 @@ pub fn clipper_output(args: &[&str]) -> Result<Output> {
 
 /// Converts an image in place; gives the accelerated reference and what `--json` reported.
 pub fn convert(reference: &str) -> Result<(String, Value)> {
-    let report = clipper_ok(&["convert", "--json", reference])?;
+    convert_with(reference, &[])
+}
+
+/// As [`convert`], with more arguments.
+pub fn convert_with(reference: &str, more: &[&str]) -> Result<(String, Value)> {
+    let report = clipper_ok(&[&["convert", "--json", reference], more].concat())?;
     let report = serde_json::from_str(&report).with_context(|| format!("`convert --json` printed {report}"))?;
     Ok((format!("{reference}_accelerated"), report))
 }

@@ -1,7 +1,7 @@
 //! The documents that are published: image manifest, index manifest, and the OCI image index that holds both.
 use clipper_format::Digest;
 use clipper_format::index::{
-    ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, MEDIA_TYPE_CHECKPOINTS, MEDIA_TYPE_INDEX_ARTIFACT,
+    ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, MEDIA_TYPE_CHECKPOINTS, MEDIA_TYPE_HOT, MEDIA_TYPE_INDEX_ARTIFACT,
     MEDIA_TYPE_INDEX_LAYER,
 };
 use serde::Serialize;
@@ -108,11 +108,17 @@ pub fn image_manifest(base: &Value, base_digest: Digest, index: &BlobRef) -> Doc
 }
 
 /// The index manifest: an OCI artifact whose subject is the image manifest.
-pub fn index_manifest(image: &Document, index: &BlobRef, checkpoints: Option<&BlobRef>) -> Document {
+pub fn index_manifest(
+    image: &Document,
+    index: &BlobRef,
+    checkpoints: Option<&BlobRef>,
+    hot: Option<&BlobRef>,
+) -> Document {
     let blob =
         |media_type: &str, blob: &BlobRef| json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size });
     let mut layers = vec![blob(MEDIA_TYPE_INDEX_LAYER, index)];
     layers.extend(checkpoints.map(|c| blob(MEDIA_TYPE_CHECKPOINTS, c)));
+    layers.extend(hot.map(|h| blob(MEDIA_TYPE_HOT, h)));
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": IMAGE_MANIFEST,
@@ -228,11 +234,12 @@ mod tests {
     fn the_index_manifest_points_at_its_image_and_comes_after_all_images() {
         let index = blob("index");
         let image = image_manifest(&json!({ "layers": [] }), Digest::of(b"base"), &index);
-        let artifact = index_manifest(&image, &index, Some(&blob("checkpoints")));
+        let artifact = index_manifest(&image, &index, Some(&blob("checkpoints")), Some(&blob("hot")));
         let made: Value = serde_json::from_slice(&artifact.bytes).unwrap();
         assert_eq!(made["subject"]["digest"], image.digest.to_string());
         assert_eq!(made["artifactType"], MEDIA_TYPE_INDEX_ARTIFACT);
-        assert_eq!(made["layers"].as_array().map(Vec::len), Some(2));
+        assert_eq!(made["layers"].as_array().map(Vec::len), Some(3));
+        assert_eq!(made["layers"][2]["mediaType"], MEDIA_TYPE_HOT);
         let top = image_index(&[(json!({ "os": "linux", "architecture": "amd64" }), image, artifact)]).unwrap();
         assert!(top.bytes.starts_with(
             br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"#

@@ -4,16 +4,18 @@ mod layer;
 mod plan;
 mod publish;
 mod reuse;
+mod startup;
 mod summary;
 
 use crate::cli::{Common, ConvertArgs};
 use crate::report::{Progress, human};
 use anyhow::{Context, Result};
 use clipper_format::Digest;
-use clipper_format::index::{BlobRef, Index};
+use clipper_format::index::{BlobRef, Hot, Index};
 use futures::{StreamExt, TryStreamExt};
 use layer::IndexedLayer;
 use plan::{Plan, PlannedImage};
+use startup::Startup;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +26,7 @@ pub use artifact::ANNOTATION_BASE;
 /// Runs the command.
 pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
     let begun = Instant::now();
+    let list = startup::read_list(&args)?;
     let progress = Progress::new(common);
     let client = common.client()?;
     let plan = Plan::make(&client, &args).await?;
@@ -35,7 +38,8 @@ pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
 
     let mut images = Vec::new();
     for image in &plan.images {
-        let made = assemble(image, &indexed, args.span_size)?;
+        let startup = startup::prepare(&plan, image, &indexed, &args, list.as_deref(), &progress).await?;
+        let made = assemble(image, &indexed, args.span_size, startup)?;
         publish::blobs(&plan, image, &made, &progress).await?;
         images.push((image, made));
     }
@@ -87,10 +91,17 @@ pub struct Made {
     pub index: Vec<u8>,
     /// The checkpoints blob; `None` if no layer has a checkpoint.
     pub checkpoints: Option<Vec<u8>>,
+    /// The hot blob; `None` if nothing is known of the start-up.
+    pub hot: Option<Vec<u8>>,
 }
 
 /// Puts the layers of `image` together.
-fn assemble(image: &PlannedImage, indexed: &BTreeMap<Digest, Arc<IndexedLayer>>, span_size: u32) -> Result<Made> {
+fn assemble(
+    image: &PlannedImage,
+    indexed: &BTreeMap<Digest, Arc<IndexedLayer>>,
+    span_size: u32,
+    startup: Startup,
+) -> Result<Made> {
     let (mut checkpoints, mut layers) = (Vec::new(), Vec::new());
     for digest in image.distinct_layers() {
         let layer = indexed.get(&digest).with_context(|| format!("layer {digest} was not indexed"))?;
@@ -103,8 +114,11 @@ fn assemble(image: &PlannedImage, indexed: &BTreeMap<Digest, Arc<IndexedLayer>>,
         layers.push(described);
     }
     let checkpoints = (!checkpoints.is_empty()).then_some(checkpoints);
-    let index = Index { span_size, checkpoints: checkpoints.as_deref().map(blob_ref), layers };
-    Ok(Made { index: index.encode().context("encoding the index")?, checkpoints })
+    let (frames, hot) = startup.hot.map_or((Vec::new(), None), |hot| (hot.frames, Some(hot.bytes)));
+    let described = hot.as_deref().map(|bytes| Hot { blob: blob_ref(bytes), frames });
+    let checkpoints_ref = checkpoints.as_deref().map(blob_ref);
+    let index = Index { span_size, checkpoints: checkpoints_ref, layers, prefetch: startup.list, hot: described };
+    Ok(Made { index: index.encode().context("encoding the index")?, checkpoints, hot })
 }
 
 /// Digest and size of `bytes`.

@@ -44,6 +44,8 @@ pub struct PlannedImage {
     pub manifest: Value,
     /// Its config blob.
     pub config: BlobRef,
+    /// The labels in its config.
+    pub labels: BTreeMap<String, String>,
     /// The layers, bottom first, as the manifest lists them.
     pub layers: Vec<BlobRef>,
 }
@@ -149,11 +151,14 @@ impl Plan {
             }
             blobs.push(layer);
         }
+        let labels = parsed.pointer("/config/Labels").and_then(Value::as_object).into_iter().flatten();
+        let labels = labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
         self.images.push(PlannedImage {
             platform: serde_json::to_value(&image.platform)?,
             digest: image.digest,
             manifest,
             config,
+            labels,
             layers: blobs,
         });
         Ok(())

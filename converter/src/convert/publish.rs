@@ -28,6 +28,7 @@ pub async fn blobs(plan: &Plan, image: &PlannedImage, made: &Made, progress: &Pr
     }
     let mut own = vec![artifact::EMPTY.to_vec(), made.index.clone()];
     own.extend(made.checkpoints.clone());
+    own.extend(made.hot.clone());
     for bytes in own {
         let digest = Digest::of(&bytes);
         plan.to.push_blob(digest, Bytes::from(bytes)).await.with_context(|| format!("pushing to {}", plan.target))?;
@@ -68,7 +69,8 @@ pub async fn manifests(plan: &Plan, images: &[(&PlannedImage, Made)]) -> Result<
             let index = blob_ref(&made.index);
             let checkpoints = made.checkpoints.as_deref().map(blob_ref);
             let manifest = artifact::image_manifest(&image.manifest, image.digest, &index);
-            let artifact = artifact::index_manifest(&manifest, &index, checkpoints.as_ref());
+            let hot = made.hot.as_deref().map(blob_ref);
+            let artifact = artifact::index_manifest(&manifest, &index, checkpoints.as_ref(), hot.as_ref());
             (image.platform.clone(), manifest, artifact)
         })
         .collect();

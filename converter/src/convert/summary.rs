@@ -35,6 +35,8 @@ struct Image {
     base_manifest: Digest,
     index: Blob,
     checkpoints: Option<Blob>,
+    /// What a start-up reads, as one stream.
+    hot: Option<Blob>,
     /// Compressed bytes of the layers.
     layers_size: u64,
     /// Index and checkpoints in percent of the compressed layers.
@@ -89,6 +91,7 @@ impl Summary {
                     base_manifest: image.digest,
                     index: blob(&made.index),
                     checkpoints: made.checkpoints.as_deref().map(blob),
+                    hot: made.hot.as_deref().map(blob),
                     layers_size,
                     overhead_percent: percent(own as u64, layers_size),
                     layers: image.layers.iter().map(|l| l.digest).collect(),
@@ -137,6 +140,9 @@ impl fmt::Display for Summary {
                 human(own),
                 image.overhead_percent,
             )?;
+        }
+        if let Some(hot) = self.images.iter().filter_map(|image| image.hot.as_ref()).next() {
+            writeln!(f, "  start-up     {} in the hot blob", human(hot.size))?;
         }
         let reused = self.layers.iter().filter(|l| l.reused).count();
         writeln!(f, "  layers       {} indexed, {reused} reused", self.layers.len() - reused)?;

@@ -74,7 +74,9 @@ impl Image {
             layers.push(Layer { digest, chain, tar, indexed, labels: Labels::new() });
         }
         let blob = BlobRef { digest: store(dir.path(), &checkpoints), size: checkpoints.len() as u64 };
-        let index = Index { span_size: SPAN_SIZE, checkpoints: Some(blob), layers: indexes }.encode().unwrap();
+        let index =
+            Index { span_size: SPAN_SIZE, checkpoints: Some(blob), layers: indexes, prefetch: Vec::new(), hot: None };
+        let index = index.encode().unwrap();
         let index = store(dir.path(), &index);
         let mut image = Self { dir, layers };
         let reference = image.reference();

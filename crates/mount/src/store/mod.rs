@@ -2,6 +2,7 @@
 mod devices;
 mod files;
 mod flight;
+mod hot;
 mod indexes;
 mod lease;
 mod reclaim;
@@ -12,6 +13,7 @@ use crate::{
     layer::LayerId,
     store::{
         flight::Flights,
+        hot::HotStreams,
         indexes::IndexCache,
         lease::Leases,
         trees::{Place, TreeCache, TreeRecipe},
@@ -65,6 +67,7 @@ pub struct Store {
     trees: TreeCache,
     flights: Flights,
     leases: Arc<Leases>,
+    hot: HotStreams,
 }
 
 /// Decoded indexes by digest.
@@ -183,6 +186,7 @@ impl Store {
             trees,
             flights: Flights::default(),
             leases: Arc::default(),
+            hot: HotStreams::default(),
         }))
     }
 
@@ -233,6 +237,7 @@ impl Store {
         let recipe = TreeRecipe { layers: layers.iter().map(LayerRef::id).collect(), place };
         let lease = self.leases.take(recipe.layers.clone());
         let indexes = self.indexes_of(layers).await?;
+        self.stream_hot(layers, &indexes).await;
         let devices = self.devices_of(layers.to_vec(), indexes.clone()).await?;
         let tree = self.tree(recipe, indexes).await?;
         Ok(LazyImage::leased(tree, devices, Some(lease))?)

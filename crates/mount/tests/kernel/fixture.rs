@@ -64,7 +64,13 @@ impl Image {
         let sizes: Vec<u64> = indexes.iter().map(|layer| layer.source_size).collect();
         let checkpoints_ref =
             (!checkpoints.is_empty()).then(|| BlobRef { digest: blob(&checkpoints), size: checkpoints.len() as u64 });
-        let index = Index { span_size: SPAN_SIZE, checkpoints: checkpoints_ref, layers: indexes };
+        let index = Index {
+            span_size: SPAN_SIZE,
+            checkpoints: checkpoints_ref,
+            layers: indexes,
+            prefetch: Vec::new(),
+            hot: None,
+        };
         let index = index.encode().unwrap();
         let index_ref = BlobRef { digest: blob(&index), size: index.len() as u64 };
 
