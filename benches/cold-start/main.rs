@@ -33,6 +33,9 @@ struct Options {
     /// Convert with this prefetch list.
     #[arg(long)]
     prefetch_list: Option<String>,
+    /// Convert with this trace.
+    #[arg(long)]
+    trace: Option<String>,
     /// Only print; leave benches/RESULTS.md and the pictures alone.
     #[arg(long)]
     dry: bool,
@@ -55,7 +58,8 @@ fn main() -> Result<()> {
     if systems.contains(&System::Clipper) {
         eprintln!("converting it");
         // By way of the proxy: to Clipper, only loopback is a registry that speaks plain HTTP unasked.
-        let more: Vec<&str> = options.prefetch_list.iter().flat_map(|list| ["--prefetch-list", list]).collect();
+        let list = options.prefetch_list.iter().flat_map(|list| ["--prefetch-list", list]);
+        let more: Vec<&str> = list.chain(options.trace.iter().flat_map(|trace| ["--trace", trace])).collect();
         convert_with(&far.proxy.by_way(&image), &more)?;
     }
     let application = Application { image, port_variable: "PORT".into() };

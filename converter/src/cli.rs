@@ -76,6 +76,8 @@ pub enum Command {
     Mount(MountArgs),
     /// Pull an accelerated image into containerd without downloading its layers
     Pull(PullArgs),
+    /// Run an accelerated image and record what its start-up reads
+    Record(RecordArgs),
 }
 
 /// How the result relates to the base image.
@@ -115,7 +117,10 @@ pub struct ConvertArgs {
     /// [default: the image's label io.clipper.prefetch]
     #[arg(long, value_name = "FILE")]
     pub prefetch_list: Option<PathBuf>,
-    /// Fail if a path of the prefetch list isn't in the image, instead of warning
+    /// A trace that `clipper record` wrote: the hot blob then holds just the bytes that were read; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub trace: Vec<PathBuf>,
+    /// Fail if a path of the prefetch list or the trace isn't in the image, instead of warning
     #[arg(long)]
     pub strict: bool,
     /// Most bytes of the hot blob, as a SIZE such as 40M or as a percentage of the compressed layers
@@ -214,6 +219,51 @@ pub struct PullArgs {
     /// Only this platform, as os/arch[/variant] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
+}
+
+/// Pulls the image, runs it through containerd and clipper-snapshotter on this machine, and writes which bytes of its
+/// files were read, in the order of first touch: a trace, for `clipper convert --trace`. Ends when --url answers, when
+/// the command exits, or after --timeout. The container runs on the host's network and is removed in the end.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  clipper record --url http://127.0.0.1:8080/ --output app.trace registry.example.com/team/app:1.4_accelerated
+  clipper record --timeout 10 registry.example.com/team/job:2_accelerated -- python3 -c 'import job'
+
+A trace is text, a range a line. Traces of several runs can be written one after the other.")]
+pub struct RecordArgs {
+    /// The accelerated image (REF in a registry)
+    pub reference: Reference,
+    /// Its command's arguments, as with docker run [default: the image's own]
+    #[arg(last = true)]
+    pub command: Vec<String>,
+    /// The page whose answer ends the recording, http://HOST:PORT/PATH
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Seconds after which the recording ends; with --url, an error
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+    /// An environment variable, NAME=VALUE; may be repeated
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Where the trace is written [default: standard output]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// containerd's socket
+    #[arg(
+        long,
+        short,
+        value_name = "SOCK",
+        default_value = "/run/containerd/containerd.sock",
+        env = "CONTAINERD_ADDRESS"
+    )]
+    pub address: PathBuf,
+    /// containerd's namespace
+    #[arg(long, short, value_name = "NS", default_value = "default", env = "CONTAINERD_NAMESPACE")]
+    pub namespace: String,
+    /// The snapshotter, as containerd's config names it
+    #[arg(long, value_name = "NAME", default_value = "clipper")]
+    pub snapshotter: String,
 }
 
 /// How large a hot blob may be.

@@ -6,6 +6,7 @@ mod images;
 mod inspect;
 mod mount;
 mod pull;
+mod record;
 mod report;
 
 use clap::Parser;
@@ -21,6 +22,7 @@ async fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(&cli.common, args).await,
         Command::Mount(args) => mount::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
+        Command::Record(args) => record::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
         Command::Pull(args) => pull::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| report::failure(&error))

@@ -9,6 +9,7 @@ use crate::{
     records::{NewRecord, Record, Records},
     remote::{Remote, repository_of},
     snapshot::{Info, Kind, LABEL_SNAPSHOT_REF, Labels, Mount, Timestamp, Usage},
+    traces::LABEL_TRACE,
     wanted::{Wanted, snapshot_name},
 };
 use std::{
@@ -75,7 +76,32 @@ impl Lifecycle {
         {
             return Err(Error::AlreadyExists(chain.clone()));
         }
-        let lowers = self.lowers(&parents).await?;
+        let mut lowers = self.lowers(&parents).await?;
+        let recorded = self.record(&new, &parents, &mut lowers).await?;
+        let made = self.make(new, &lowers).await;
+        if made.is_err()
+            && let Some(key) = recorded
+            && let Some(traced) = self.remote.traces().take(&key)
+        {
+            self.blocking(move |_| Ok(traced.finish())).await?;
+        }
+        made
+    }
+
+    /// Puts a mount whose reads are recorded in the place of the topmost of `lowers`, if `new` asks for it. Returns the
+    /// snapshot's key then.
+    async fn record(&self, new: &NewSnapshot, parents: &[Record], lowers: &mut [PathBuf]) -> Result<Option<String>> {
+        let Some(file) = new.labels.get(LABEL_TRACE).filter(|_| new.kind == Kind::Active) else { return Ok(None) };
+        let below = chain::lowers(parents);
+        let (Some(Lower::Tree(run)), Some((top, rest))) = (below.first(), lowers.split_first_mut()) else {
+            let text = format!("{LABEL_TRACE}: the topmost layer of the image was not converted by Clipper");
+            return Err(Error::FailedPrecondition(text));
+        };
+        *top = self.remote.mount_recorded(&new.key, file, run, rest).await?;
+        Ok(Some(new.key.clone()))
+    }
+
+    async fn make(self: &Arc<Self>, new: NewSnapshot, lowers: &[PathBuf]) -> Result<Vec<Mount>> {
         let NewSnapshot { kind, key, parent, labels, .. } = new;
         let lower = lowers.first().cloned();
         let record = self
@@ -89,7 +115,7 @@ impl Lifecycle {
                 Ok(record)
             })
             .await?;
-        Ok(self.mount_list(&record, &lowers))
+        Ok(self.mount_list(&record, lowers))
     }
 
     /// Whether the layer with chain ID `chain` that containerd wants to unpack into `new` is there already, can be
@@ -190,7 +216,10 @@ impl Lifecycle {
         if record.kind == Kind::Committed {
             return Err(Error::FailedPrecondition(format!("snapshot {key:?} is neither active nor a view")));
         }
-        let lowers = self.lowers(parents).await?;
+        let mut lowers = self.lowers(parents).await?;
+        if let (Some(top), Some(dir)) = (lowers.first_mut(), self.remote.traces().dir(&key)) {
+            *top = dir;
+        }
         Ok(self.mount_list(record, &lowers))
     }
 
@@ -211,6 +240,7 @@ impl Lifecycle {
 
     /// Removes `name` and frees what it took.
     pub async fn remove(self: &Arc<Self>, name: String) -> Result<()> {
+        let key = name.clone();
         let record = self
             .blocking(move |this| {
                 let change = this.records.change()?;
@@ -223,6 +253,9 @@ impl Lifecycle {
                 Ok(record)
             })
             .await?;
+        if let Some(traced) = self.remote.traces().take(&key) {
+            self.blocking(move |_| Ok(traced.finish())).await?;
+        }
         if record.remote.is_some() {
             self.collect().await?;
         }

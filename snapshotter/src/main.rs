@@ -15,6 +15,7 @@ mod remote;
 mod server;
 mod service;
 mod snapshot;
+mod traces;
 mod trees;
 mod unpack;
 mod wanted;

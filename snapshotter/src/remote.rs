@@ -4,7 +4,8 @@ use crate::{
     containerd::ContentStore,
     error::{Result, with_causes},
     records::{Record, RemoteLayer},
-    trees::{Trees, layer_ref},
+    traces::Traces,
+    trees::{MountPlace, Trees, layer_ref},
     wanted::Wanted,
 };
 use clipper_format::{Digest, index::Index};
@@ -32,6 +33,7 @@ pub struct Remote {
     client: Client,
     store: Arc<Store>,
     trees: Trees,
+    traces: Traces,
     containerd: ContentStore,
     /// Indexes that could not be had lately, by the repositories that were asked: when, and why.
     refused: SyncMutex<HashMap<Question, (Instant, String)>>,
@@ -73,7 +75,7 @@ impl Remote {
     ) -> Result<Self> {
         let trees = Trees::open(root.join("mounts"), Arc::clone(&store), options)?;
         let (refused, pins, gate) = (SyncMutex::default(), Arc::default(), Mutex::default());
-        Ok(Self { client, store, trees, containerd, refused, pins, gate })
+        Ok(Self { client, store, trees, traces: Traces::default(), containerd, refused, pins, gate })
     }
 
     /// What to record for a layer on `parent` that needs no unpacking. `None` if it does, which the log explains.
@@ -201,6 +203,22 @@ impl Remote {
     /// topmost first.
     pub async fn mount(&self, run: &RemoteRun<'_>, lowers: &[PathBuf]) -> Result<PathBuf> {
         self.trees.mount(run, lowers).await
+    }
+
+    /// As [`mount`](Self::mount), for the snapshot `key` alone, whose reads are recorded for `file`.
+    pub async fn mount_recorded(
+        &self,
+        key: &str,
+        file: &str,
+        run: &RemoteRun<'_>,
+        lowers: &[PathBuf],
+    ) -> Result<PathBuf> {
+        self.traces.start(key, file, &self.trees, MountPlace { run, lowers }).await
+    }
+
+    /// Recordings under way.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Bytes of `layer` that are on disk.

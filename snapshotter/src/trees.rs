@@ -5,14 +5,17 @@ use crate::{
     records::RemoteLayer,
 };
 use clipper_format::Digest;
-use clipper_mount::{Beneath, LayerRef, MountOptions, Mounted, Store, detach_stale};
+use clipper_mount::{Beneath, LayerRef, MountOptions, Mounted, Recording, Store, detach_stale};
 use std::{
     collections::{HashMap, HashSet},
     fs,
     io::ErrorKind,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex as SyncMutex, PoisonError},
+    sync::{
+        Arc, Mutex as SyncMutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use tokio::{sync::Mutex, task::spawn_blocking};
 
@@ -28,6 +31,16 @@ pub struct Trees {
     store: Arc<Store>,
     options: MountOptions,
     slots: SyncMutex<HashMap<Digest, Slot>>,
+    /// Recorded mounts so far.
+    recorded: AtomicUsize,
+}
+
+/// A tree to be mounted, and the directories it lies on, topmost first.
+pub struct MountPlace<'a> {
+    /// Its layers.
+    pub run: &'a RemoteRun<'a>,
+    /// What is below.
+    pub lowers: &'a [PathBuf],
 }
 
 impl Trees {
@@ -44,7 +57,7 @@ impl Trees {
             }
             remove_directory(&path);
         }
-        Ok(Self { dir, store, options, slots: SyncMutex::default() })
+        Ok(Self { dir, store, options, slots: SyncMutex::default(), recorded: AtomicUsize::new(0) })
     }
 
     /// The directory on which the tree of `run` is mounted; mounts it if it isn't. Below it lie `lowers`, topmost first.
@@ -65,22 +78,40 @@ impl Trees {
         }
         let path = dir.clone();
         spawn_blocking(move || make_mount_point(&path)).await.map_err(|_| Error::Interrupted)??;
-        let layers: Vec<_> = run.layers.iter().map(|layer| layer_ref(layer)).collect();
-        let mounted = match run.above {
-            None => self.store.mount(&layers, false, &dir, &self.options).await,
+        let mounted = self.mount_on(&MountPlace { run, lowers }, &dir, &self.options).await?;
+        *slot = Some(mounted);
+        Ok(dir)
+    }
+
+    /// Mounts the tree of a run once more, alone, with what is read of it noted in `recording`.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub async fn mount_recorded(&self, place: MountPlace<'_>, recording: Arc<Recording>) -> Result<Mounted> {
+        let number = self.recorded.fetch_add(1, Ordering::Relaxed);
+        let dir = self.dir.join(format!("recorded-{number}"));
+        let path = dir.clone();
+        spawn_blocking(move || make_mount_point(&path)).await.map_err(|_| Error::Interrupted)??;
+        let options = MountOptions { recording: Some(recording), ..self.options.clone() };
+        self.mount_on(&place, &dir, &options).await
+    }
+
+    async fn mount_on(&self, place: &MountPlace<'_>, dir: &Path, options: &MountOptions) -> Result<Mounted> {
+        let layers: Vec<_> = place.run.layers.iter().map(|layer| layer_ref(layer)).collect();
+        let mounted = match place.run.above {
+            None => self.store.mount(&layers, false, dir, options).await,
             Some(snapshot) => {
                 // A snapshot's number is never given to another, and what lies below it never changes.
                 let id = Digest::of(format!("snapshot {snapshot}").as_bytes());
-                let beneath = Beneath { id, dirs: lowers.to_vec() };
-                self.store.mount_above(&layers, &beneath, &dir, &self.options).await
+                let beneath = Beneath { id, dirs: place.lowers.to_vec() };
+                self.store.mount_above(&layers, &beneath, dir, options).await
             }
         };
         let mounted = mounted.map_err(|error| {
             Error::Unavailable(format!("mount an image at {}: {}", dir.display(), with_causes(&error)))
         })?;
         tracing::info!(mount = %dir.display(), layers = layers.len(), "mounted");
-        *slot = Some(mounted);
-        Ok(dir)
+        Ok(mounted)
     }
 
     /// Unmounts every tree that isn't `in_use`.

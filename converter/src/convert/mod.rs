@@ -26,7 +26,7 @@ pub use artifact::ANNOTATION_BASE;
 /// Runs the command.
 pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
     let begun = Instant::now();
-    let list = startup::read_list(&args)?;
+    let given = startup::Given::read(&args)?;
     let progress = Progress::new(common);
     let client = common.client()?;
     let plan = Plan::make(&client, &args).await?;
@@ -38,7 +38,7 @@ pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
 
     let mut images = Vec::new();
     for image in &plan.images {
-        let startup = startup::prepare(&plan, image, &indexed, &args, list.as_deref(), &progress).await?;
+        let startup = startup::prepare(&plan, image, &indexed, &args, &given, &progress).await?;
         let made = assemble(image, &indexed, args.span_size, startup)?;
         publish::blobs(&plan, image, &made, &progress).await?;
         images.push((image, made));

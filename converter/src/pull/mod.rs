@@ -11,6 +11,7 @@ use clipper_format::index::BlobRef;
 use clipper_registry::image::{ImageSet, PlatformImage};
 use clipper_registry::{Reference, RegistryReference, Repository};
 use containerd_client::types::Descriptor;
+pub use node::nanoseconds;
 use node::{Labels, Node, Prepared};
 use serde::Serialize;
 use std::time::Instant;
@@ -22,26 +23,54 @@ const INHERITED: &str = "containerd.io/snapshot/";
 
 /// What a pull has done.
 #[derive(Serialize)]
-struct Pulled {
+pub struct Pulled {
     image: String,
     digest: Digest,
     manifest: Digest,
-    layers: Vec<PulledLayer>,
+    /// The layers, bottom first.
+    pub layers: Vec<PulledLayer>,
     seconds: f64,
+    /// Chain ID of the topmost layer.
+    #[serde(skip)]
+    pub chain: String,
+    /// The image's config blob.
+    #[serde(skip)]
+    pub config: serde_json::Value,
 }
 
+/// A layer that was pulled.
 #[derive(Serialize)]
-struct PulledLayer {
+pub struct PulledLayer {
     digest: Digest,
     size: u64,
     /// Whether the snapshotter has it, so that nothing was downloaded here.
-    lazy: bool,
+    pub lazy: bool,
 }
 
 /// Runs the command.
 pub async fn run(common: &Common, args: PullArgs) -> Result<()> {
+    let pulled = bring(common, &args, &Progress::new(common)).await?;
+    if common.json {
+        println!("{}", serde_json::to_string_pretty(&pulled)?);
+    } else {
+        let lazy = pulled.layers.iter().filter(|l| l.lazy).count();
+        println!(
+            "{}\n  digest       {}\n  layers       {lazy} left to the snapshotter, {} downloaded\n  time         {:.1} s",
+            pulled.image,
+            pulled.digest,
+            pulled.layers.len() - lazy,
+            pulled.seconds
+        );
+    }
+    Ok(())
+}
+
+/// Pulls an image.
+///
+/// # Errors
+/// The registry or containerd refuses, or the image isn't sound.
+pub async fn bring(common: &Common, args: &PullArgs, progress: &Progress) -> Result<Pulled> {
     let begun = Instant::now();
-    let progress = Progress::new(common);
     let Reference::Registry(name) = &args.reference else {
         bail!("{}: containerd can only pull from a registry; copy the layout there first", args.reference);
     };
@@ -60,32 +89,21 @@ pub async fn run(common: &Common, args: PullArgs) -> Result<()> {
         config,
         layers,
         node: &node,
-        progress: &progress,
+        progress,
     };
-    let outcome = pull.run(&args).await;
+    let outcome = pull.run(args).await;
     let released = node.release().await;
-    let layers = outcome?;
+    let (layers, chain, config) = outcome?;
     released?;
-    let pulled = Pulled {
+    Ok(Pulled {
         image: args.reference.to_string(),
         digest: set.top.digest,
         manifest: image.digest,
         layers,
         seconds: begun.elapsed().as_secs_f64(),
-    };
-    if common.json {
-        println!("{}", serde_json::to_string_pretty(&pulled)?);
-    } else {
-        let lazy = pulled.layers.iter().filter(|l| l.lazy).count();
-        println!(
-            "{}\n  digest       {}\n  layers       {lazy} left to the snapshotter, {} downloaded\n  time         {:.1} s",
-            pulled.image,
-            pulled.digest,
-            pulled.layers.len() - lazy,
-            pulled.seconds
-        );
-    }
-    Ok(())
+        chain,
+        config,
+    })
 }
 
 /// A layer, as the image manifest describes it.
@@ -128,8 +146,9 @@ struct Pull<'a> {
 }
 
 impl Pull<'_> {
-    async fn run(&self, args: &PullArgs) -> Result<Vec<PulledLayer>> {
-        let diff_ids = self.content().await?;
+    /// The layers, the topmost chain ID and the config.
+    async fn run(&self, args: &PullArgs) -> Result<(Vec<PulledLayer>, String, serde_json::Value)> {
+        let (diff_ids, config) = self.content().await?;
         let mut layers = Vec::new();
         let mut parent = None;
         for (number, layer) in self.layers.iter().enumerate() {
@@ -145,12 +164,12 @@ impl Pull<'_> {
         }
         let target = descriptor(&self.set.top.media_type, self.set.top.digest, self.set.top.bytes.len() as u64);
         self.node.name_image(&args.reference.to_string(), target).await?;
-        Ok(layers)
+        Ok((layers, parent.map(|chain| chain.to_string()).unwrap_or_default(), config))
     }
 
     /// Puts manifests and config into the content store, with the labels by which garbage collection knows what
-    /// belongs together; returns the config's diff IDs.
-    async fn content(&self) -> Result<Vec<Digest>> {
+    /// belongs together; returns the config's diff IDs, and all of it.
+    async fn content(&self) -> Result<(Vec<Digest>, serde_json::Value)> {
         let config = self.config;
         let config_bytes = self.repository.blob(config.digest, config.size).read_all(CONFIG_LIMIT).await?;
         let parsed: serde_json::Value = serde_json::from_slice(&config_bytes)
@@ -174,7 +193,7 @@ impl Pull<'_> {
             labels.insert("containerd.io/gc.ref.content.m.0".into(), self.image.digest.to_string());
             self.write(self.set.top.digest, self.set.top.bytes.clone(), labels).await?;
         }
-        Ok(diff_ids)
+        Ok((diff_ids, parsed))
     }
 
     async fn write(&self, digest: Digest, bytes: Bytes, labels: Labels) -> Result<()> {

@@ -33,6 +33,11 @@ impl Activity {
         Busy { activity: Arc::clone(self), priority }
     }
 
+    /// Somebody is about to read: background work waits for its grace from now on.
+    pub(crate) fn expect_reader(&self) {
+        *self.last_foreground.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
     /// Returns when prefetch may go on: no reader waits, or `patience` is over.
     pub(crate) async fn until_no_reader(&self, patience: Duration) {
         let quiet = async {
@@ -78,7 +83,7 @@ impl Activity {
 impl Drop for Busy {
     fn drop(&mut self) {
         if self.priority == Priority::Foreground {
-            *self.activity.last_foreground.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            self.activity.expect_reader();
         }
         if self.activity.count(self.priority).is_some_and(|count| count.fetch_sub(1, Ordering::AcqRel) == 1) {
             self.activity.changed.notify_waiters();

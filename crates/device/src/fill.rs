@@ -49,6 +49,8 @@ impl Device {
             return;
         }
         self.fill.state.send_replace(FillState::Running);
+        // An image is mounted because a container starts: its first reads mustn't find the link busy.
+        self.shared.activity.expect_reader();
         *task = Some(self.shared.runtime.spawn(fill(self.weak())).abort_handle());
     }
 

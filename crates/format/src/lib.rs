@@ -9,6 +9,7 @@ pub mod merge;
 pub mod span;
 pub mod stored;
 pub mod tar;
+pub mod trace;
 pub mod tree;
 
 pub use digest::Digest;

@@ -13,6 +13,7 @@ mod lazy_image;
 mod mounted;
 mod options;
 mod store;
+mod trace;
 
 pub use accelerated::{AcceleratedError, AcceleratedImage, AcceleratedLayer};
 pub use beneath::Beneath;
@@ -21,3 +22,4 @@ pub use lazy_image::{LazyDevice, LazyError, LazyImage};
 pub use mounted::{MountError, Mounted, detach_stale};
 pub use options::{Driver, MountOptions, UnknownDriver};
 pub use store::{Store, StoreError, StoreOptions};
+pub use trace::Recording;

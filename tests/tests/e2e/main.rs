@@ -9,4 +9,5 @@ mod integrity;
 mod offline;
 mod run;
 mod space;
+mod startup;
 mod world;

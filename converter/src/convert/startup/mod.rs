@@ -10,13 +10,15 @@ use crate::cli::{ConvertArgs, HotLimit};
 use crate::report::Progress;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
+use clipper_format::trace::{TRACE_MAX, Touch, parse_trace};
 use files::{ImageFiles, LayerBytes};
 pub use hot::HotBlob;
 use hot::HotInput;
 use list::Entry;
 use reader::SpanReader;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Label of an image's config that holds a prefetch list.
@@ -33,26 +35,47 @@ pub struct Startup {
     pub hot: Option<HotBlob>,
 }
 
-/// The list that the user gave, for all images.
-///
-/// # Errors
-/// It can't be read, or a line is malformed.
-pub fn read_list(args: &ConvertArgs) -> Result<Option<Vec<Entry>>> {
-    let Some(path) = &args.prefetch_list else { return Ok(None) };
-    let (name, mut text) = (path.display().to_string(), Vec::new());
-    let read = if path.as_os_str() == "-" {
-        std::io::stdin().take(LIST_MAX + 1).read_to_end(&mut text)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(LIST_MAX + 1).read_to_end(&mut text))
-    };
-    read.with_context(|| format!("reading the prefetch list {name}"))?;
-    if text.len() as u64 > LIST_MAX {
-        bail!("the prefetch list {name} is larger than {LIST_MAX} bytes");
-    }
-    Ok(Some(list::parse(&text).with_context(|| format!("prefetch list {name}"))?))
+/// What the user says about start-ups, for all images.
+pub struct Given {
+    list: Option<Vec<Entry>>,
+    trace: Option<Vec<Touch>>,
 }
 
-/// The start-up of `image`, by `given` or else by the list in its own label.
+impl Given {
+    /// Reads the files that the command line names.
+    ///
+    /// # Errors
+    /// One can't be read, or a line is malformed.
+    pub fn read(args: &ConvertArgs) -> Result<Self> {
+        let list = args.prefetch_list.as_ref().map(|path| {
+            list::parse(&read(path, LIST_MAX)?).with_context(|| format!("prefetch list {}", path.display()))
+        });
+        let traces = args
+            .trace
+            .iter()
+            .map(|path| parse_trace(&read(path, TRACE_MAX)?).with_context(|| format!("trace {}", path.display())));
+        let traces = traces.collect::<Result<Vec<_>>>()?;
+        Ok(Self { list: list.transpose()?, trace: (!traces.is_empty()).then(|| traces.concat()) })
+    }
+}
+
+/// A file of at most `max` bytes; `-` is standard input.
+fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let read = if path.as_os_str() == "-" {
+        std::io::stdin().take(max + 1).read_to_end(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut text))
+    };
+    read.with_context(|| format!("reading {}", path.display()))?;
+    if text.len() as u64 > max {
+        bail!("{} is larger than {max} bytes", path.display());
+    }
+    Ok(text)
+}
+
+/// The start-up of `image`, by what is `given` or else by the list in its own label. A trace says what the hot blob holds;
+/// what only the list names comes after it.
 ///
 /// # Errors
 /// The label's list is malformed, a path isn't there and the user is strict, or a layer can't be read again.
@@ -61,37 +84,49 @@ pub async fn prepare(
     image: &PlannedImage,
     indexed: &BTreeMap<Digest, Arc<IndexedLayer>>,
     args: &ConvertArgs,
-    given: Option<&[Entry]>,
+    given: &Given,
     progress: &Progress,
 ) -> Result<Startup> {
     let label = image.labels.get(LABEL_PREFETCH).map(|text| list::parse(text.as_bytes())).transpose();
     let label = label.with_context(|| format!("{}: label {LABEL_PREFETCH}", image.platform_name()))?;
-    let Some(list) = given.or(label.as_deref()) else { return Ok(Startup::default()) };
-
+    let list = given.list.as_ref().or(label.as_ref());
+    if list.is_none() && given.trace.is_none() {
+        return Ok(Startup::default());
+    }
     let mut trees = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
         trees.push(indexed[&layer.digest].index.tree.unpack()?);
     }
     let files = ImageFiles::merge(trees)?;
     let mut ranges = Vec::new();
-    for Entry { line, path } in list {
+    let missing = |what: String| {
+        if args.strict {
+            bail!("{what} is not in the image ({})", image.platform_name());
+        }
+        progress.warn(&format!("{what} is not in the image"));
+        Ok(())
+    };
+    let mut absent = BTreeSet::new();
+    for Touch { path, range } in given.trace.iter().flatten() {
+        match files.resolve(path) {
+            Some(file) => ranges.extend(files.bytes(file, range.clone())),
+            None if absent.insert(path) => missing(format!("trace: {}", String::from_utf8_lossy(path)))?,
+            None => {}
+        }
+    }
+    for Entry { line, path } in list.into_iter().flatten() {
         match files.resolve(path) {
             Some(found) => {
                 for file in files.files(found) {
                     ranges.extend(files.bytes(file, 0..files.size(file)));
                 }
             }
-            None => {
-                let text = format!("prefetch list, line {line}: {} is not in the image", String::from_utf8_lossy(path));
-                if args.strict {
-                    bail!("{text} ({})", image.platform_name());
-                }
-                progress.warn(&text);
-            }
+            None => missing(format!("prefetch list, line {line}: {}", String::from_utf8_lossy(path)))?,
         }
     }
     let hot = hot_blob(plan, image, indexed, ranges, args.hot_limit, progress).await?;
-    Ok(Startup { list: list.iter().map(|entry| entry.path.clone()).collect(), hot })
+    let list = list.into_iter().flatten().map(|entry| entry.path.clone()).collect();
+    Ok(Startup { list, hot })
 }
 
 /// The hot blob of `ranges`, whose layers are numbers among the image's; `None` if there is nothing in it.

@@ -4,7 +4,7 @@ use super::{
     buffers::Buffers,
     mount_point::MAX_READ,
 };
-use crate::{LazyError, LazyImage};
+use crate::{LazyError, LazyImage, Recording};
 use clipper_format::erofs::{ErofsError, FileKind, ImageInode};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
@@ -34,14 +34,21 @@ pub(super) struct TreeFilesystem {
 struct Shared {
     image: LazyImage,
     buffers: Buffers,
+    recording: Option<Arc<Recording>>,
 }
 
 impl TreeFilesystem {
-    /// A filesystem with `threads` threads that shows `image`; what must be fetched is fetched on `runtime`.
-    pub(super) fn new(image: LazyImage, runtime: Handle, threads: usize) -> Result<Self, ErofsError> {
+    /// A filesystem with `threads` threads that shows `image`; what must be fetched is fetched on `runtime`, and what is
+    /// read is noted in `recording`.
+    pub(super) fn new(
+        image: LazyImage,
+        runtime: Handle,
+        threads: usize,
+        recording: Option<Arc<Recording>>,
+    ) -> Result<Self, ErofsError> {
         let root = image.tree().root();
         image.tree().inode(root)?;
-        let shared = Arc::new(Shared { image, buffers: Buffers::new(threads) });
+        let shared = Arc::new(Shared { image, buffers: Buffers::new(threads), recording });
         Ok(Self { shared, numbers: InodeNumbers::new(root), runtime, no_open: false, no_opendir: false })
     }
 
@@ -227,6 +234,9 @@ impl Filesystem for TreeFilesystem {
             Err(errno) => return reply.error(errno),
         };
         let len = file.size.saturating_sub(offset).min(size.min(MAX_READ).into()) as usize;
+        if let Some(recording) = &self.shared.recording {
+            recording.note(file.nid, offset..offset + len as u64);
+        }
         let mut buffer = self.shared.buffers.take(len);
         match self.shared.image.try_read(&file, offset, &mut buffer) {
             Ok(true) => reply.data(&buffer),

@@ -33,7 +33,7 @@ pub(crate) fn mount(
 ) -> Result<FuseSession, MountError> {
     let refused = |doing| move |source: io::Error| MountError::Kernel { dir: dir.to_owned(), doing, source };
     let threads = options.threads.max(1);
-    let filesystem = TreeFilesystem::new(image, runtime, threads)
+    let filesystem = TreeFilesystem::new(image, runtime, threads, options.recording.clone())
         .map_err(|error| refused("reading the tree's root")(io::Error::other(error)))?;
     let (real, connection) = mount_point::attach(dir, filesystem.root_mode())?;
     // Until the session runs, an error must not leave a mount behind that answers nothing.

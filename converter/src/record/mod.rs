@@ -1,0 +1,122 @@
+//! `clipper record`: runs an image and notes which bytes of its files the start-up reads.
+mod container;
+mod ready;
+mod spec;
+
+use crate::cli::{Common, PullArgs, RecordArgs};
+use crate::pull;
+use crate::report::Progress;
+use anyhow::{Context, Result, bail};
+use clipper_format::trace::parse_trace;
+use container::{Container, Ended};
+use ready::Url;
+use serde::Serialize;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// What a recording found.
+#[derive(Serialize)]
+struct Recorded {
+    image: String,
+    /// Ranges of files, and bytes in them.
+    ranges: usize,
+    bytes: u64,
+    files: usize,
+    /// Seconds from the container's start to the end of the recording.
+    seconds: f64,
+    /// What ended it: `ready`, `exited` or `timeout`.
+    end: &'static str,
+    /// The container's exit status, if it exited.
+    status: Option<u32>,
+}
+
+/// Runs the command.
+pub async fn run(common: &Common, args: RecordArgs) -> Result<()> {
+    let progress = Progress::new(common);
+    let url: Option<Url> = args.url.as_deref().map(str::parse).transpose()?;
+    let RecordArgs { reference, address, namespace, snapshotter, .. } = &args;
+    let (address, namespace, snapshotter) = (address.clone(), namespace.clone(), snapshotter.clone());
+    let pulled = pull::bring(
+        common,
+        &PullArgs { reference: reference.clone(), address, namespace, snapshotter, platform: None },
+        &progress,
+    )
+    .await?;
+    if !pulled.layers.last().is_some_and(|layer| layer.lazy) {
+        bail!(
+            "{reference}: the snapshotter did not take its topmost layer; convert the image, and see the snapshotter's log"
+        );
+    }
+    let spec = spec::runtime_spec(&pulled.config, &args, &progress)?;
+    let dir = tempfile::tempdir().context("making a temporary directory")?;
+    let trace = dir.path().join("trace");
+
+    let mut container = Container::create(&args, &pulled, &trace, spec).await?;
+    let outcome = watch(&mut container, &args, url.as_ref()).await;
+    let removed = container.remove().await;
+    let (end, status, took) = outcome?;
+    removed?;
+
+    let text = std::fs::read(&trace).with_context(|| {
+        format!("{reference}: the snapshotter wrote no trace: is it of this version, on this machine, and not restarted meanwhile?")
+    })?;
+    let touches = parse_trace(&text).context("the snapshotter's trace")?;
+    let mut paths: Vec<_> = touches.iter().map(|touch| &touch.path).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    let recorded = Recorded {
+        image: reference.to_string(),
+        ranges: touches.len(),
+        bytes: touches.iter().map(|touch| touch.range.end - touch.range.start).sum(),
+        files: paths.len(),
+        seconds: took.as_secs_f64(),
+        end,
+        status,
+    };
+    match args.output.as_deref().filter(|path| path.as_os_str() != "-") {
+        Some(path) => std::fs::write(path, &text).with_context(|| format!("writing {}", path.display()))?,
+        None => std::io::stdout().write_all(&text).context("writing the trace")?,
+    }
+    let summary = if common.json {
+        serde_json::to_string_pretty(&recorded)?
+    } else {
+        let Recorded { files, ranges, seconds, .. } = &recorded;
+        let bytes = crate::report::human(recorded.bytes);
+        format!("{reference}: {bytes} of {files} files in {ranges} ranges, {seconds:.1} s until {end}")
+    };
+    match &args.output {
+        Some(path) if path.as_os_str() != "-" && common.json => println!("{summary}"),
+        _ => progress.say(&summary),
+    }
+    Ok(())
+}
+
+/// Starts the container and waits for the end of its start-up.
+async fn watch(
+    container: &mut Container,
+    args: &RecordArgs,
+    url: Option<&Url>,
+) -> Result<(&'static str, Option<u32>, Duration)> {
+    let begun = Instant::now();
+    container.start().await?;
+    let ready = async {
+        match url {
+            Some(url) => url.answers().await,
+            None => std::future::pending().await,
+        }
+    };
+    let (end, status) = tokio::select! {
+        () = ready => ("ready", None),
+        ended = container.ended() => match ended? {
+            Ended { status, .. } if url.is_some() => {
+                bail!("{}: the container exited with status {status} before {} answered", args.reference, args.url.as_deref().unwrap_or_default())
+            }
+            Ended { status } => ("exited", Some(status)),
+        },
+        () = tokio::time::sleep(Duration::from_secs(args.timeout)) => match &args.url {
+            Some(url) => bail!("{}: {url} did not answer within {} s (--timeout)", args.reference, args.timeout),
+            None => ("timeout", None),
+        },
+    };
+    Ok((end, status, begun.elapsed()))
+}

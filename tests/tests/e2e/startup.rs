@@ -1,0 +1,105 @@
+//! Start-ups: recorded, listed, and streamed as a hot blob.
+
+use clipper_tests::clipper::{clipper_ok, clipper_output, convert_with};
+use clipper_tests::scratch::Scratch;
+use serde_json::Value;
+
+use crate::run::Node;
+use crate::world::world;
+
+/// The digest and size of the hot blob that a conversion reported.
+fn hot(report: &Value) -> (String, u64) {
+    let hot = &report["images"][0]["hot"];
+    (hot["digest"].as_str().unwrap().into(), hot["size"].as_u64().unwrap())
+}
+
+/// A tag of its own for the small image, so that its conversion is, too.
+fn small(name: &str) -> String {
+    world().registry.push(&format!("docker://{}", world().small.base), &format!("startup/{name}:1")).unwrap()
+}
+
+#[test]
+fn what_a_start_up_reads_is_recorded_and_streamed() {
+    let scratch = Scratch::new("record").unwrap();
+    let trace = scratch.join("trace").display().to_string();
+    let node = Node::new();
+    let socket = node.containerd.socket().display().to_string();
+    let image = node.proxy.by_way(&world().small.accelerated);
+    let record = ["record", "--json", "--address", &socket, "--namespace", node.containerd.namespace()];
+    let said = clipper_ok(&[&record[..], &["--output", &trace, "--timeout", "30", &image]].concat()).unwrap();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&said["end"], &said["status"]), (&"exited".into(), &0.into()), "{said}");
+    let text = std::fs::read_to_string(&trace).unwrap();
+    assert!(text.contains(" /srv/app/hello.py\n"), "{text}");
+    assert!(!text.contains("/srv/app/data/random"), "nobody read that: {text}");
+    assert!(node.containerd.snapshots("clipper").unwrap().iter().all(|key| !key.contains("record")));
+
+    // What the same start needs on another node comes by one request.
+    let (reference, report) = convert_with(&small("traced"), &["--trace", &trace]).unwrap();
+    let mut node = Node::new();
+    node.snapshotter.configure("background_fill = false\n").unwrap();
+    node.containerd.restart().unwrap();
+    let image = node.proxy.by_way(&reference);
+    node.pull(&image);
+    let said = node.containerd.run("clipper", &image, "hello", &[]).unwrap();
+    assert_eq!(said, "hello from the small image\n");
+    let (digest, size) = hot(&report);
+    assert_eq!(node.proxy.bytes_of(&digest), size);
+    let layers: u64 = world().small.layers().iter().map(|layer| node.proxy.bytes_of(layer)).sum();
+    assert!(layers < size / 2, "{layers} bytes of layers besides a hot blob of {size}: {}", node.snapshotter.log());
+}
+
+#[test]
+fn lists_name_what_is_streamed_first() {
+    let scratch = Scratch::new("list").unwrap();
+    let list = scratch.join("list");
+    std::fs::write(&list, "# the data\n/srv/app/data/\n/no/such/file\n/srv/app/hello.py\n").unwrap();
+    let list = list.display().to_string();
+    let image = small("listed");
+    let (reference, report) = convert_with(&image, &["--prefetch-list", &list]).unwrap();
+    let (_, again) = convert_with(&image, &["--prefetch-list", &list, "--no-reuse"]).unwrap();
+    assert_eq!(report["digest"], again["digest"], "conversion is deterministic");
+    // The lazy image is the same as ever.
+    clipper_ok(&["check", &reference]).unwrap();
+
+    let node = Node::new();
+    let image = node.proxy.by_way(&reference);
+    node.pull(&image);
+    let said = node.containerd.run("clipper", &image, "sum", &["sha256sum", "/srv/app/data/random"]).unwrap();
+    let (digest, size) = hot(&report);
+    assert_eq!(node.proxy.bytes_of(&digest), size);
+    let whole = Node::new();
+    let ordinary = whole.proxy.by_way(&world().small.base);
+    whole.containerd.pull("overlayfs", &ordinary).unwrap();
+    let expected = whole.containerd.run("overlayfs", &ordinary, "sum", &["sha256sum", "/srv/app/data/random"]).unwrap();
+    assert_eq!(said, expected);
+
+    let failed = clipper_output(&["convert", "--strict", "--prefetch-list", &list, &world().small.base]).unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert!(failed.status.code() == Some(1) && said.contains("line 3: /no/such/file"), "{said}");
+    std::fs::write(scratch.join("list"), "/fine\nrelative\n").unwrap();
+    let failed = clipper_output(&["convert", "--prefetch-list", &list, &world().small.base]).unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert!(failed.status.code() == Some(1) && said.contains("line 2: not an absolute path: relative"), "{said}");
+}
+
+#[test]
+fn a_damaged_hot_blob_costs_speed_and_nothing_else() {
+    let scratch = Scratch::new("damaged").unwrap();
+    let list = scratch.join("list").display().to_string();
+    std::fs::write(&list, "/srv/app/data/\n/usr/bin/\n").unwrap();
+    let registry = clipper_tests::registry::Registry::start().unwrap();
+    let image = registry.push_cached("small").unwrap();
+    let (reference, report) = convert_with(&image, &["--prefetch-list", &list]).unwrap();
+    let file = registry.blob_file(&hot(&report).0);
+    let mut bytes = std::fs::read(&file).unwrap();
+    for at in (100..bytes.len()).step_by(50_000) {
+        bytes[at] ^= 0x40;
+    }
+    std::fs::write(&file, &bytes).unwrap();
+    clipper_ok(&["check", &reference]).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    clipper_ok(&["check", &reference]).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    clipper_ok(&["check", &reference]).unwrap();
+}
