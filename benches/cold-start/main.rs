@@ -24,18 +24,12 @@ struct Options {
     /// Delay in each direction, in milliseconds.
     #[arg(long, default_value_t = 5)]
     delay: u64,
-    /// The systems to be compared: overlayfs, clipper.
-    #[arg(long, value_delimiter = ',', default_values = ["overlayfs", "clipper"])]
+    /// The systems to be compared: overlayfs, clipper, recorded (Clipper with a trace).
+    #[arg(long, value_delimiter = ',', default_values = ["overlayfs", "clipper", "recorded"])]
     systems: Vec<String>,
     /// Image below .cache/images.
     #[arg(long, default_value = "node-red")]
     image: String,
-    /// Convert with this prefetch list.
-    #[arg(long)]
-    prefetch_list: Option<String>,
-    /// Convert with this trace.
-    #[arg(long)]
-    trace: Option<String>,
     /// Only print; leave benches/RESULTS.md and the pictures alone.
     #[arg(long)]
     dry: bool,
@@ -49,26 +43,33 @@ fn main() -> Result<()> {
         .map(|name| match name.as_str() {
             "overlayfs" => Ok(System::Overlayfs),
             "clipper" => Ok(System::Clipper),
+            "recorded" => Ok(System::Traced),
             other => anyhow::bail!("no system is called {other}"),
         })
         .collect::<Result<_>>()?;
     let far = FarRegistry::new(options.megabits, Duration::from_millis(options.delay))?;
     eprintln!("pushing {} into the registry", options.image);
     let image = far.registry.push_cached(&options.image)?;
-    if systems.contains(&System::Clipper) {
+    let application = Application { image: image.clone(), port_variable: "PORT".into() };
+    // By way of the proxy: to Clipper, only loopback is a registry that speaks plain HTTP unasked.
+    let base = far.proxy.by_way(&image);
+    if systems.iter().any(|system| *system != System::Overlayfs) {
         eprintln!("converting it");
-        // By way of the proxy: to Clipper, only loopback is a registry that speaks plain HTTP unasked.
-        let list = options.prefetch_list.iter().flat_map(|list| ["--prefetch-list", list]);
-        let more: Vec<&str> = list.chain(options.trace.iter().flat_map(|trace| ["--trace", trace])).collect();
-        convert_with(&far.proxy.by_way(&image), &more)?;
+        convert_with(&base, &[])?;
     }
-    let application = Application { image, port_variable: "PORT".into() };
+    if systems.contains(&System::Traced) {
+        eprintln!("recording its start, and converting it with that");
+        let scratch = tempfile::tempdir()?;
+        let trace = scratch.path().join("trace").display().to_string();
+        far.record(&application, &trace)?;
+        convert_with(&base, &[&System::Traced.reference(&base), "--trace", &trace])?;
+    }
     let mut runs = Vec::new();
     for round in 1..=options.runs {
         for system in &systems {
             let run = far.cold_start(*system, &application)?;
             eprintln!(
-                "{round}/{} {:>9}: pull {:6.2} s, start {:6.2} s, {:7.1} MB, {:5} requests",
+                "{round}/{} {:>17}: pull {:6.2} s, start {:6.2} s, {:7.1} MB, {:5} requests",
                 options.runs,
                 system.name(),
                 run.pull,
@@ -117,10 +118,12 @@ fn report(options: &Options, systems: &[System], runs: &[Run]) -> String {
             if memory.median().is_nan() { "–".into() } else { memory.text(1) },
         );
     }
-    if let [System::Overlayfs, System::Clipper] = systems {
-        let total = |system| figures(runs, system, |run| run.pull + run.start).median();
-        let ratio = total(System::Overlayfs) / total(System::Clipper);
-        text += &format!("\n**Clipper is ready {ratio:.1} times sooner.**\n");
+    let total = |system| figures(runs, system, |run| run.pull + run.start).median();
+    if systems.contains(&System::Overlayfs) {
+        for system in systems.iter().filter(|system| **system != System::Overlayfs) {
+            let ratio = total(System::Overlayfs) / total(*system);
+            text += &format!("\n**{} is ready {ratio:.1} times sooner.**\n", system.name());
+        }
     }
     text + "\n![Seconds from pull to ready](cold-start.svg)\n"
 }

@@ -31,6 +31,8 @@ pub enum System {
     Overlayfs,
     /// Clipper in index-only mode.
     Clipper,
+    /// The same with a hot blob laid out by a recorded start.
+    Traced,
 }
 
 impl System {
@@ -39,6 +41,18 @@ impl System {
         match self {
             System::Overlayfs => "overlayfs",
             System::Clipper => "Clipper",
+            System::Traced => "Clipper, recorded",
+        }
+    }
+}
+
+impl System {
+    /// What it pulls instead of `image`.
+    pub fn reference(self, image: &str) -> String {
+        match self {
+            System::Overlayfs => image.to_owned(),
+            System::Clipper => format!("{image}_accelerated"),
+            System::Traced => format!("{image}_recorded_accelerated"),
         }
     }
 }
@@ -78,11 +92,24 @@ impl FarRegistry {
         Ok(Self { proxy, registry, link })
     }
 
+    /// Records what the start of an application reads, on a new, empty node, until it answers.
+    pub fn record(&self, application: &Application, trace: &str) -> Result<()> {
+        let snapshotter = Snapshotter::start()?;
+        let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
+        let reference = System::Clipper.reference(&self.proxy.by_way(&application.image));
+        let port = free_port()?;
+        let (socket, url) = (containerd.socket().display().to_string(), format!("http://{port}/"));
+        let variable = format!("{}={}", application.port_variable, port.port());
+        let line = ["--address", &socket, "--namespace", containerd.namespace(), "--url", &url, "--env", &variable];
+        clipper_ok(&[&["record", "--timeout", "120", "--output", trace][..], &line, &[&reference]].concat())?;
+        Ok(())
+    }
+
     /// Starts an application on a new, empty node; gives the figures once it answers, and the node is gone.
     pub fn cold_start(&self, system: System, application: &Application) -> Result<Run> {
         let snapshotter = match system {
             System::Overlayfs => None,
-            System::Clipper => Some(Snapshotter::start()?),
+            System::Clipper | System::Traced => Some(Snapshotter::start()?),
         };
         let settings = snapshotter.as_ref().map_or_else(Settings::overlayfs, |own| Settings::clipper(own.socket()));
         let containerd = Containerd::start(settings)?;
@@ -95,8 +122,8 @@ impl FarRegistry {
                 containerd.pull("overlayfs", &image)?;
                 ("overlayfs", image)
             }
-            System::Clipper => {
-                let (reference, socket) = (format!("{image}_accelerated"), containerd.socket().display().to_string());
+            System::Clipper | System::Traced => {
+                let (reference, socket) = (system.reference(&image), containerd.socket().display().to_string());
                 clipper_ok(&[
                     "pull",
                     "--address",

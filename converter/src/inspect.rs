@@ -30,11 +30,24 @@ struct Inspected {
     index_size: u64,
     checkpoints: Option<Digest>,
     checkpoints_size: u64,
+    /// The hot blob: what a start-up reads, as nodes stream it.
+    hot: Option<InspectedHot>,
+    /// Paths in the prefetch list.
+    prefetch: usize,
     /// Index and checkpoints in percent of the compressed layers.
     overhead_percent: f64,
     span_size: u32,
     spans: usize,
     layers: Vec<InspectedLayer>,
+}
+
+#[derive(Serialize)]
+struct InspectedHot {
+    digest: Digest,
+    size: u64,
+    /// Bytes of the layers' devices in it.
+    device_size: u64,
+    frames: usize,
 }
 
 #[derive(Serialize)]
@@ -93,6 +106,13 @@ async fn inspect(repository: &Repository, image: &AcceleratedImage) -> Result<In
         index_size: image.index.size,
         checkpoints: image.checkpoints.as_ref().map(|c| c.digest),
         checkpoints_size,
+        hot: index.hot.as_ref().map(|hot| InspectedHot {
+            digest: hot.blob.digest,
+            size: hot.blob.size,
+            device_size: hot.frames.iter().map(|frame| frame.device_len(&index.layers)).sum(),
+            frames: hot.frames.len(),
+        }),
+        prefetch: index.prefetch.len(),
         overhead_percent: percent(image.index.size + checkpoints_size, layers_size),
         span_size: index.span_size,
         spans: layers.iter().map(|l| l.spans).sum(),
@@ -128,6 +148,16 @@ fn print(image: &Inspected) {
     match image.checkpoints {
         Some(digest) => println!("    checkpoints   {digest} {}", human(image.checkpoints_size)),
         None => println!("    checkpoints   none needed"),
+    }
+    match &image.hot {
+        Some(hot) => println!(
+            "    start-up      {} {} for {} of files in {} frames",
+            hot.digest,
+            human(hot.size),
+            human(hot.device_size),
+            hot.frames
+        ),
+        None => println!("    start-up      not recorded: see clipper record"),
     }
     println!("    overhead      {:.2} % of the compressed layers", image.overhead_percent);
     println!("    spans         {} of at most {}", image.spans, human(image.span_size.into()));

@@ -81,9 +81,8 @@ impl Lifecycle {
         let made = self.make(new, &lowers).await;
         if made.is_err()
             && let Some(key) = recorded
-            && let Some(traced) = self.remote.traces().take(&key)
         {
-            self.blocking(move |_| Ok(traced.finish())).await?;
+            self.end_recording(&key).await;
         }
         made
     }
@@ -99,6 +98,14 @@ impl Lifecycle {
         };
         *top = self.remote.mount_recorded(&new.key, file, run, rest).await?;
         Ok(Some(new.key.clone()))
+    }
+
+    /// Ends the recording of snapshot `key`, if there is one.
+    async fn end_recording(&self, key: &str) {
+        if let Some(traced) = self.remote.traces().take(key) {
+            // A panic is reported where it happens.
+            let _ = tokio::task::spawn_blocking(move || traced.finish()).await;
+        }
     }
 
     async fn make(self: &Arc<Self>, new: NewSnapshot, lowers: &[PathBuf]) -> Result<Vec<Mount>> {
@@ -253,9 +260,7 @@ impl Lifecycle {
                 Ok(record)
             })
             .await?;
-        if let Some(traced) = self.remote.traces().take(&key) {
-            self.blocking(move |_| Ok(traced.finish())).await?;
-        }
+        self.end_recording(&key).await;
         if record.remote.is_some() {
             self.collect().await?;
         }

@@ -44,6 +44,8 @@ fn what_a_start_up_reads_is_recorded_and_streamed() {
     let said = node.containerd.run("clipper", &image, "hello", &[]).unwrap();
     assert_eq!(said, "hello from the small image\n");
     let (digest, size) = hot(&report);
+    let inspected: Value = serde_json::from_str(&clipper_ok(&["inspect", "--json", &reference]).unwrap()).unwrap();
+    assert_eq!(inspected[0]["hot"]["size"], size, "{inspected}");
     assert_eq!(node.proxy.bytes_of(&digest), size);
     let layers: u64 = world().small.layers().iter().map(|layer| node.proxy.bytes_of(layer)).sum();
     assert!(layers < size / 2, "{layers} bytes of layers besides a hot blob of {size}: {}", node.snapshotter.log());
