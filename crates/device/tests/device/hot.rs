@@ -4,6 +4,9 @@ use clipper_device::{Device, DeviceOptions, Devices, HotFrameSpec, HotPart, HotS
 use clipper_format::{Digest, index::pack_hot_frame};
 use std::{ops::Range, sync::Arc, time::Duration};
 
+/// Layers and bytes of their devices.
+type Parts = Vec<(usize, Range<u64>)>;
+
 /// Two layers with their devices, and a hot blob over both.
 struct Scene {
     _dir: tempfile::TempDir,
@@ -12,11 +15,12 @@ struct Scene {
     sources: [Arc<TestSource>; 2],
     open: [Arc<Device>; 2],
     hot: Arc<TestSource>,
-    frames: Vec<(u32, Vec<(usize, Range<u64>)>)>,
+    /// Bytes of each frame, and what it holds.
+    frames: Vec<(u32, Parts)>,
 }
 
 /// What the frames of the hot blob hold: layer and bytes.
-fn plan() -> Vec<Vec<(usize, Range<u64>)>> {
+fn plan() -> Vec<Parts> {
     vec![
         vec![(0, 8192..200_704), (1, 0..4096)],
         vec![(1, 40_960..139_264)],
