@@ -24,8 +24,9 @@ struct Options {
     /// Delay in each direction, in milliseconds.
     #[arg(long, default_value_t = 5)]
     delay: u64,
-    /// The systems to be compared: overlayfs, clipper, recorded (Clipper with a trace).
-    #[arg(long, value_delimiter = ',', default_values = ["overlayfs", "clipper", "recorded"])]
+    /// The systems to be compared: overlayfs, unlisted (Clipper without a list of what the start reads), clipper,
+    /// recorded (Clipper with a trace).
+    #[arg(long, value_delimiter = ',', default_values = ["overlayfs", "unlisted", "clipper", "recorded"])]
     systems: Vec<String>,
     /// Image below .cache/images.
     #[arg(long, default_value = "node-red")]
@@ -43,6 +44,7 @@ fn main() -> Result<()> {
         .map(|name| match name.as_str() {
             "overlayfs" => Ok(System::Overlayfs),
             "clipper" => Ok(System::Clipper),
+            "unlisted" => Ok(System::Unlisted),
             "recorded" => Ok(System::Traced),
             other => anyhow::bail!("no system is called {other}"),
         })
@@ -56,6 +58,9 @@ fn main() -> Result<()> {
     if systems.iter().any(|system| *system != System::Overlayfs) {
         eprintln!("converting it");
         convert_with(&base, &[])?;
+    }
+    if systems.contains(&System::Unlisted) {
+        convert_with(&base, &[&System::Unlisted.reference(&base), "--no-guess"])?;
     }
     if systems.contains(&System::Traced) {
         eprintln!("recording its start, and converting it with that");

@@ -29,7 +29,9 @@ pub struct FarRegistry {
 pub enum System {
     /// containerd as it comes: download all, unpack all, start.
     Overlayfs,
-    /// Clipper in index-only mode.
+    /// Clipper in index-only mode, nothing known of the start-up.
+    Unlisted,
+    /// Clipper in index-only mode as it comes: the start-up is worked out by the converter.
     Clipper,
     /// The same with a hot blob laid out by a recorded start.
     Traced,
@@ -40,6 +42,7 @@ impl System {
     pub fn name(self) -> &'static str {
         match self {
             System::Overlayfs => "overlayfs",
+            System::Unlisted => "Clipper, no list",
             System::Clipper => "Clipper",
             System::Traced => "Clipper, recorded",
         }
@@ -51,6 +54,7 @@ impl System {
     pub fn reference(self, image: &str) -> String {
         match self {
             System::Overlayfs => image.to_owned(),
+            System::Unlisted => format!("{image}_unlisted_accelerated"),
             System::Clipper => format!("{image}_accelerated"),
             System::Traced => format!("{image}_recorded_accelerated"),
         }
@@ -109,7 +113,7 @@ impl FarRegistry {
     pub fn cold_start(&self, system: System, application: &Application) -> Result<Run> {
         let snapshotter = match system {
             System::Overlayfs => None,
-            System::Clipper | System::Traced => Some(Snapshotter::start()?),
+            System::Unlisted | System::Clipper | System::Traced => Some(Snapshotter::start()?),
         };
         let settings = snapshotter.as_ref().map_or_else(Settings::overlayfs, |own| Settings::clipper(own.socket()));
         let containerd = Containerd::start(settings)?;
@@ -122,7 +126,7 @@ impl FarRegistry {
                 containerd.pull("overlayfs", &image)?;
                 ("overlayfs", image)
             }
-            System::Clipper | System::Traced => {
+            System::Unlisted | System::Clipper | System::Traced => {
                 let (reference, socket) = (system.reference(&image), containerd.socket().display().to_string());
                 clipper_ok(&[
                     "pull",

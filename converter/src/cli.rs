@@ -68,6 +68,8 @@ impl Common {
 pub enum Command {
     /// Make an accelerated image from an ordinary one
     Convert(ConvertArgs),
+    /// Copy an image with its index, digests unchanged
+    Copy(CopyArgs),
     /// Show what an accelerated image is made of
     Inspect(InspectArgs),
     /// Compare an accelerated image with its base: every path, byte and attribute
@@ -120,6 +122,10 @@ pub struct ConvertArgs {
     /// A trace that `clipper record` wrote: the hot blob then holds just the bytes that were read; may be repeated
     #[arg(long, value_name = "FILE")]
     pub trace: Vec<PathBuf>,
+    /// Without a list or a trace, don't work out from the image's command, interpreters and libraries what its start-up
+    /// reads
+    #[arg(long)]
+    pub no_guess: bool,
     /// Fail if a path of the prefetch list or the trace isn't in the image, instead of warning
     #[arg(long)]
     pub strict: bool,
@@ -132,6 +138,23 @@ pub struct ConvertArgs {
     /// Layers that are worked on at the same time [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: Option<u16>,
+}
+
+/// Copies all manifests and blobs that the image consists of, blobs side by side, the tag last. What the target has is
+/// left alone, so a copy that broke off goes on where it was. Any image can be copied, also an ordinary one.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  clipper copy registry.example.com/team/app:1.4_accelerated mirror.example.com/team/app
+  clipper copy --with-base registry.example.com/team/app:1.4_accelerated oci:./app:1.4_accelerated")]
+pub struct CopyArgs {
+    /// The image (REF)
+    pub source: Reference,
+    /// Where it goes (REF); without a tag, under the source's
+    pub target: Reference,
+    /// Copy the base image, too; under its own tag if that still is the image that was converted
+    #[arg(long)]
+    pub with_base: bool,
 }
 
 /// Shows, for each platform, the layers with their sizes, files, spans and checkpoints, the ratio of index to image,
@@ -194,13 +217,9 @@ pub struct MountArgs {
     pub fill: bool,
 }
 
-/// Does through containerd's API what `ctr image pull` does, and passes the snapshotter the labels that it needs to
-/// mount the image without its layers: for containerd versions whose own clients can't. Layers that the snapshotter
-/// doesn't take are downloaded and unpacked as usual.
-#[derive(Debug, Args)]
-pub struct PullArgs {
-    /// The image (REF in a registry)
-    pub reference: Reference,
+/// Which containerd is spoken to, and as what.
+#[derive(Clone, Debug, Args)]
+pub struct ContainerdArgs {
     /// containerd's socket
     #[arg(
         long,
@@ -216,6 +235,17 @@ pub struct PullArgs {
     /// The snapshotter, as containerd's config names it
     #[arg(long, value_name = "NAME", default_value = "clipper")]
     pub snapshotter: String,
+}
+
+/// Does through containerd's API what `ctr image pull` does, and passes the snapshotter the labels that it needs to
+/// mount the image without its layers: for containerd versions whose own clients can't. Layers that the snapshotter
+/// doesn't take are downloaded and unpacked as usual.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// The image (REF in a registry)
+    pub reference: Reference,
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
     /// Only this platform, as os/arch[/variant] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
@@ -249,21 +279,8 @@ pub struct RecordArgs {
     /// Where the trace is written [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// containerd's socket
-    #[arg(
-        long,
-        short,
-        value_name = "SOCK",
-        default_value = "/run/containerd/containerd.sock",
-        env = "CONTAINERD_ADDRESS"
-    )]
-    pub address: PathBuf,
-    /// containerd's namespace
-    #[arg(long, short, value_name = "NS", default_value = "default", env = "CONTAINERD_NAMESPACE")]
-    pub namespace: String,
-    /// The snapshotter, as containerd's config names it
-    #[arg(long, value_name = "NAME", default_value = "clipper")]
-    pub snapshotter: String,
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
 }
 
 /// How large a hot blob may be.

@@ -32,8 +32,8 @@ struct Inspected {
     checkpoints_size: u64,
     /// The hot blob: what a start-up reads, as nodes stream it.
     hot: Option<InspectedHot>,
-    /// Paths in the prefetch list.
-    prefetch: usize,
+    /// The prefetch list: the user's, or what the converter worked out.
+    prefetch: Vec<String>,
     /// Index and checkpoints in percent of the compressed layers.
     overhead_percent: f64,
     span_size: u32,
@@ -112,7 +112,7 @@ async fn inspect(repository: &Repository, image: &AcceleratedImage) -> Result<In
             device_size: hot.frames.iter().map(|frame| frame.device_len(&index.layers)).sum(),
             frames: hot.frames.len(),
         }),
-        prefetch: index.prefetch.len(),
+        prefetch: index.prefetch.iter().map(|path| String::from_utf8_lossy(path).into_owned()).collect(),
         overhead_percent: percent(image.index.size + checkpoints_size, layers_size),
         span_size: index.span_size,
         spans: layers.iter().map(|l| l.spans).sum(),

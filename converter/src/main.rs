@@ -2,6 +2,7 @@
 mod check;
 mod cli;
 mod convert;
+mod copy;
 mod images;
 mod inspect;
 mod mount;
@@ -19,6 +20,7 @@ async fn main() -> ExitCode {
     report::start_log(&cli.common);
     let outcome = match cli.command {
         Command::Convert(args) => convert::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
+        Command::Copy(args) => copy::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::run(&cli.common, args).await,
         Command::Mount(args) => mount::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),

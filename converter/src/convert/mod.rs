@@ -22,6 +22,7 @@ use std::time::Instant;
 
 /// The annotations and media types that other commands look for.
 pub use artifact::ANNOTATION_BASE;
+pub use plan::TAG_SUFFIX;
 
 /// Runs the command.
 pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {

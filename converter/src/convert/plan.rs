@@ -44,8 +44,8 @@ pub struct PlannedImage {
     pub manifest: Value,
     /// Its config blob.
     pub config: BlobRef,
-    /// The labels in its config.
-    pub labels: BTreeMap<String, String>,
+    /// What its config blob says.
+    pub config_json: Value,
     /// The layers, bottom first, as the manifest lists them.
     pub layers: Vec<BlobRef>,
 }
@@ -151,14 +151,12 @@ impl Plan {
             }
             blobs.push(layer);
         }
-        let labels = parsed.pointer("/config/Labels").and_then(Value::as_object).into_iter().flatten();
-        let labels = labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
         self.images.push(PlannedImage {
             platform: serde_json::to_value(&image.platform)?,
             digest: image.digest,
             manifest,
             config,
-            labels,
+            config_json: parsed,
             layers: blobs,
         });
         Ok(())

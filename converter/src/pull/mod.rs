@@ -78,7 +78,7 @@ pub async fn bring(common: &Common, args: &PullArgs, progress: &Progress) -> Res
     let platform = images::platform(args.platform.as_deref())?;
     let set = ImageSet::resolve_platform(&repository, &args.reference, &platform).await?;
     let image = set.image(&platform).context("no image for the platform")?;
-    let node = Node::connect(&args.address, &args.namespace, &args.snapshotter).await?;
+    let node = Node::connect(&args.containerd).await?;
     let (config, layers) = blobs(image).with_context(|| args.reference.to_string())?;
     let pull = Pull {
         reference: &args.reference,
@@ -159,7 +159,7 @@ impl Pull<'_> {
         }
         // The config holds on to the unpacked image (docs/garbage-collection.md of containerd).
         if let Some(chain) = parent {
-            let label = format!("containerd.io/gc.ref.snapshot.{}", args.snapshotter);
+            let label = format!("containerd.io/gc.ref.snapshot.{}", args.containerd.snapshotter);
             self.node.label_blob(self.config.digest, Labels::from([(label, chain.to_string())])).await?;
         }
         let target = descriptor(&self.set.top.media_type, self.set.top.digest, self.set.top.bytes.len() as u64);

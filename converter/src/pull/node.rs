@@ -1,4 +1,5 @@
 //! A node's containerd, as far as a pull needs it: leases, content, images, snapshots, diffs.
+use crate::cli::ContainerdArgs;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
 use containerd_client::services::v1::snapshots::{
@@ -14,7 +15,6 @@ use containerd_client::types::{Descriptor, Mount};
 use futures::{Stream, StreamExt};
 use prost_types::FieldMask;
 use std::collections::HashMap;
-use std::path::Path;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -44,7 +44,8 @@ pub enum Prepared {
 
 impl Node {
     /// Connects and takes a lease, so that garbage collection leaves alone what the pull brings.
-    pub async fn connect(address: &Path, namespace: &str, snapshotter: &str) -> Result<Self> {
+    pub async fn connect(containerd: &ContainerdArgs) -> Result<Self> {
+        let ContainerdArgs { address, namespace, snapshotter } = containerd;
         let channel = containerd_client::connect(address)
             .await
             .with_context(|| format!("containerd at {}: is it running, and are you root?", address.display()))?;

@@ -53,11 +53,11 @@ pub struct Ended {
 impl Container {
     /// Prepares the snapshot, recorded to `trace`, and describes the container.
     pub async fn create(args: &RecordArgs, pulled: &Pulled, trace: &Path, spec: Value) -> Result<Self> {
-        let channel = containerd_client::connect(&args.address)
+        let channel = containerd_client::connect(&args.containerd.address)
             .await
-            .with_context(|| format!("containerd at {}", args.address.display()))?;
+            .with_context(|| format!("containerd at {}", args.containerd.address.display()))?;
         let id = format!("clipper-record-{}-{}", std::process::id(), nanoseconds());
-        let (namespace, snapshotter) = (args.namespace.clone(), args.snapshotter.clone());
+        let (namespace, snapshotter) = (args.containerd.namespace.clone(), args.containerd.snapshotter.clone());
         let mut container = Self { channel, namespace, snapshotter, id, mounts: Vec::new(), state: State::Leased };
         let lease = CreateRequest { id: container.id.clone(), ..CreateRequest::default() };
         let mut leases = LeasesClient::new(container.channel.clone());

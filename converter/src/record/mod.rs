@@ -34,14 +34,9 @@ struct Recorded {
 pub async fn run(common: &Common, args: RecordArgs) -> Result<()> {
     let progress = Progress::new(common);
     let url: Option<Url> = args.url.as_deref().map(str::parse).transpose()?;
-    let RecordArgs { reference, address, namespace, snapshotter, .. } = &args;
-    let (address, namespace, snapshotter) = (address.clone(), namespace.clone(), snapshotter.clone());
-    let pulled = pull::bring(
-        common,
-        &PullArgs { reference: reference.clone(), address, namespace, snapshotter, platform: None },
-        &progress,
-    )
-    .await?;
+    let RecordArgs { reference, containerd, .. } = &args;
+    let pull = PullArgs { reference: reference.clone(), containerd: containerd.clone(), platform: None };
+    let pulled = pull::bring(common, &pull, &progress).await?;
     if !pulled.layers.last().is_some_and(|layer| layer.lazy) {
         bail!(
             "{reference}: the snapshotter did not take its topmost layer; convert the image, and see the snapshotter's log"

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod convert;
+mod copy;
 mod cri;
 mod fidelity;
 mod ground;

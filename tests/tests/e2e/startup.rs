@@ -105,3 +105,16 @@ fn a_damaged_hot_blob_costs_speed_and_nothing_else() {
     std::fs::remove_file(&file).unwrap();
     clipper_ok(&["check", &reference]).unwrap();
 }
+
+#[test]
+fn without_a_list_the_start_up_is_worked_out() {
+    let inspected = clipper_ok(&["inspect", "--json", &world().small.accelerated]).unwrap();
+    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    let paths: Vec<&str> = inspected[0]["prefetch"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(paths[..2], ["/usr/bin/python3.11", "/srv/app/hello.py"], "{paths:?}");
+    assert!(paths.iter().any(|path| path.ends_with("/libc.so.6")) && paths.iter().any(|path| path.contains("/ld-")));
+    assert!(paths.iter().any(|path| path.ends_with(".pyc") || path.ends_with("/encodings/__init__.py")), "{paths:?}");
+    assert!(inspected[0]["hot"]["size"].as_u64() > Some(1 << 20), "{inspected}");
+    let (reference, report) = convert_with(&small("unknown"), &["--no-guess"]).unwrap();
+    assert!(report["images"][0]["hot"].is_null(), "{reference}");
+}

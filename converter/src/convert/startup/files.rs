@@ -11,6 +11,15 @@ pub struct ImageFiles {
     tree: Tree,
 }
 
+/// A file that was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its inode.
+    pub id: InodeId,
+    /// Its path without symlinks; that of the root is empty.
+    pub path: Vec<u8>,
+}
+
 /// Bytes of the device of one of an image's layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerBytes {
@@ -28,19 +37,21 @@ impl ImageFiles {
 
     /// The inode that an absolute path leads to, through symlinks, as for a process whose root this is.
     pub fn resolve(&self, path: &[u8]) -> Option<InodeId> {
-        let mut stack = vec![ROOT];
+        self.locate(path).map(|found| found.id)
+    }
+
+    /// As [`resolve`](Self::resolve), with the path that was arrived at.
+    pub fn locate(&self, path: &[u8]) -> Option<Found> {
+        let mut stack: Vec<(Vec<u8>, InodeId)> = Vec::new();
         let mut todo: Vec<Vec<u8>> = components(path);
         let mut links = 0;
         while let Some(name) = todo.pop() {
             match name.as_slice() {
                 b"." => {}
-                b".." => {
-                    if stack.len() > 1 {
-                        stack.pop();
-                    }
-                }
+                b".." => drop(stack.pop()),
                 _ => {
-                    let id = *self.tree.entries(*stack.last()?)?.get(&name)?;
+                    let dir = stack.last().map_or(ROOT, |(_, id)| *id);
+                    let id = *self.tree.entries(dir)?.get(&name)?;
                     match &self.tree.inode(id).content {
                         Content::Symlink(target) => {
                             links += 1;
@@ -48,18 +59,32 @@ impl ImageFiles {
                                 return None;
                             }
                             if target.starts_with(b"/") {
-                                stack.truncate(1);
+                                stack.clear();
                             }
                             todo.extend(components(target));
                         }
-                        _ => stack.push(id),
+                        _ => stack.push((name, id)),
                     }
                 }
             }
         }
-        let found = *stack.last()?;
-        let must_be_directory = path.ends_with(b"/");
-        (!must_be_directory || self.tree.entries(found).is_some()).then_some(found)
+        let id = stack.last().map_or(ROOT, |(_, id)| *id);
+        if path.ends_with(b"/") && self.tree.entries(id).is_none() {
+            return None;
+        }
+        let path = stack.iter().flat_map(|(name, _)| [&b"/"[..], name].concat()).collect();
+        Some(Found { id, path })
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self, id: InodeId) -> bool {
+        matches!(self.tree.inode(id).content, Content::File(_))
+    }
+
+    /// The names in a directory, in their order; none if it isn't one.
+    pub fn names(&self, path: &[u8]) -> Vec<Vec<u8>> {
+        let entries = self.resolve(path).and_then(|id| self.tree.entries(id));
+        entries.into_iter().flat_map(|entries| entries.keys().cloned()).collect()
     }
 
     /// The regular files at `id`: itself, or all below it, depth first in the order of their names.

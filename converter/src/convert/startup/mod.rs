@@ -1,5 +1,7 @@
 //! What a start-up touches: where a list of it lies in the layers, and the hot blob made of that.
+mod elf;
 mod files;
+mod guess;
 mod hot;
 mod list;
 mod reader;
@@ -10,12 +12,14 @@ use crate::cli::{ConvertArgs, HotLimit};
 use crate::report::Progress;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
+use clipper_format::index::BlobRef;
 use clipper_format::trace::{TRACE_MAX, Touch, parse_trace};
 use files::{ImageFiles, LayerBytes};
+use guess::{Expected, guess};
 pub use hot::HotBlob;
 use hot::HotInput;
 use list::Entry;
-use reader::SpanReader;
+use reader::{FileReader, SpanReader};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
@@ -75,7 +79,8 @@ fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
 }
 
 /// The start-up of `image`, by what is `given` or else by the list in its own label. A trace says what the hot blob holds;
-/// what only the list names comes after it.
+/// what only the list names comes after it. With neither, what can be worked out from the image itself, unless the user
+/// doesn't want that.
 ///
 /// # Errors
 /// The label's list is malformed, a path isn't there and the user is strict, or a layer can't be read again.
@@ -87,10 +92,12 @@ pub async fn prepare(
     given: &Given,
     progress: &Progress,
 ) -> Result<Startup> {
-    let label = image.labels.get(LABEL_PREFETCH).map(|text| list::parse(text.as_bytes())).transpose();
+    let label = image.config_json["config"]["Labels"][LABEL_PREFETCH].as_str();
+    let label = label.map(|text| list::parse(text.as_bytes())).transpose();
     let label = label.with_context(|| format!("{}: label {LABEL_PREFETCH}", image.platform_name()))?;
     let list = given.list.as_ref().or(label.as_ref());
-    if list.is_none() && given.trace.is_none() {
+    let guessing = list.is_none() && given.trace.is_none();
+    if guessing && args.no_guess {
         return Ok(Startup::default());
     }
     let mut trees = Vec::with_capacity(image.layers.len());
@@ -98,6 +105,11 @@ pub async fn prepare(
         trees.push(indexed[&layer.digest].index.tree.unpack()?);
     }
     let files = ImageFiles::merge(trees)?;
+    let reader = |layer: &BlobRef| SpanReader {
+        blob: plan.layers[&layer.digest].blob.clone(),
+        layer: Arc::clone(&indexed[&layer.digest]),
+    };
+    let layers: Vec<_> = image.layers.iter().map(reader).collect();
     let mut ranges = Vec::new();
     let missing = |what: String| {
         if args.strict {
@@ -124,16 +136,21 @@ pub async fn prepare(
             None => missing(format!("prefetch list, line {line}: {}", String::from_utf8_lossy(path)))?,
         }
     }
-    let hot = hot_blob(plan, image, indexed, ranges, args.hot_limit, progress).await?;
-    let list = list.into_iter().flatten().map(|entry| entry.path.clone()).collect();
+    let mut list: Vec<_> = list.into_iter().flatten().map(|entry| entry.path.clone()).collect();
+    if guessing {
+        for Expected { path, len } in guess(&files, &FileReader::new(&layers), &image.config_json).await {
+            ranges.extend(files.resolve(&path).into_iter().flat_map(|file| files.bytes(file, 0..len)));
+            list.push(path);
+        }
+    }
+    let hot = hot_blob(image, &layers, ranges, args.hot_limit, progress).await?;
     Ok(Startup { list, hot })
 }
 
 /// The hot blob of `ranges`, whose layers are numbers among the image's; `None` if there is nothing in it.
 async fn hot_blob(
-    plan: &Plan,
     image: &PlannedImage,
-    indexed: &BTreeMap<Digest, Arc<IndexedLayer>>,
+    layers: &[SpanReader],
     mut ranges: Vec<LayerBytes>,
     limit: HotLimit,
     progress: &Progress,
@@ -143,9 +160,9 @@ async fn hot_blob(
         let digest = image.layers.get(*layer).context("a file outside all layers")?.digest;
         *layer = distinct.iter().position(|known| *known == digest).context("a layer that was not indexed")?;
     }
-    let reader =
-        |digest: &Digest| SpanReader { blob: plan.layers[digest].blob.clone(), layer: Arc::clone(&indexed[digest]) };
-    let layers: Vec<_> = distinct.iter().map(reader).collect();
+    // The index has a layer that is in the image twice once.
+    let place = |digest: &Digest| image.layers.iter().position(|layer| layer.digest == *digest);
+    let layers: Vec<_> = distinct.iter().filter_map(place).map(|layer| layers[layer].clone()).collect();
     let limit = limit.bytes(image.layers.iter().map(|layer| layer.size).sum());
     let hot = hot::pack(HotInput { layers: &layers, ranges, limit }).await?;
     if hot.cut {
