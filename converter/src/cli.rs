@@ -67,18 +67,44 @@ impl Common {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make an accelerated image from an ordinary one
+    ///
+    /// Reads every layer once, as a stream, and publishes an OCI image index with the image (its layers annotated) and
+    /// its index (file trees, span tables, checkpoints). The base image's tags, manifests and blobs are never changed.
+    /// Nothing is written to local disk. The same input and options always give the same digests; layers that were
+    /// already indexed in the target repository are reused.
     Convert(ConvertArgs),
     /// Copy an image with its index, digests unchanged
+    ///
+    /// Copies all manifests and blobs that the image consists of, blobs side by side, the tag last. What the target has is
+    /// left alone, so a copy that broke off goes on where it was. Any image can be copied, also an ordinary one.
     Copy(CopyArgs),
     /// Show what an accelerated image is made of
+    ///
+    /// Shows, for each platform, the layers with their sizes, files, spans and checkpoints, the ratio of index to image,
+    /// and whether the base image is needed.
     Inspect(InspectArgs),
     /// Compare an accelerated image with its base: every path, byte and attribute
+    ///
+    /// Downloads the ordinary layers and unpacks them in memory by a path of its own, reads the same image lazily
+    /// through its index, and compares every path, type, byte, owner, mode, time, xattr, link and device number.
+    /// Prints the differences and exits with 1 if there are any.
     Check(CheckArgs),
     /// Mount an accelerated image lazily and read-only, without containerd
+    ///
+    /// Mounts the image read-only on DIR and stays in the foreground. Ctrl-C, SIGTERM or `umount DIR` ends it.
+    /// Files are fetched when they are read. What was fetched is kept in the cache and verified.
     Mount(MountArgs),
     /// Pull an accelerated image into containerd without downloading its layers
+    ///
+    /// Does through containerd's API what `ctr image pull` does, and passes the snapshotter the labels that it needs to
+    /// mount the image without its layers: for containerd versions whose own clients can't. Layers that the snapshotter
+    /// doesn't take are downloaded and unpacked as usual.
     Pull(PullArgs),
     /// Run an accelerated image and record what its start-up reads
+    ///
+    /// Pulls the image, runs it through containerd and clipper-snapshotter on this machine, and writes which bytes of its
+    /// files were read, in the order of first touch: a trace, for `clipper convert --trace`. Ends when --url answers, when
+    /// the command exits, or after --timeout. The container runs on the host's network and is removed in the end.
     Record(RecordArgs),
 }
 
@@ -89,10 +115,7 @@ pub enum Mode {
     IndexOnly,
 }
 
-/// Reads every layer once, as a stream, and publishes an OCI image index with the image (its layers annotated) and
-/// its index (file trees, span tables, checkpoints). The base image's tags, manifests and blobs are never changed.
-/// Nothing is written to local disk. The same input and options always give the same digests; layers that were
-/// already indexed in the target repository are reused.
+/// What `clipper convert` is told.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -140,8 +163,7 @@ pub struct ConvertArgs {
     pub jobs: Option<u16>,
 }
 
-/// Copies all manifests and blobs that the image consists of, blobs side by side, the tag last. What the target has is
-/// left alone, so a copy that broke off goes on where it was. Any image can be copied, also an ordinary one.
+/// What `clipper copy` is told.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -157,8 +179,7 @@ pub struct CopyArgs {
     pub with_base: bool,
 }
 
-/// Shows, for each platform, the layers with their sizes, files, spans and checkpoints, the ratio of index to image,
-/// and whether the base image is needed.
+/// What `clipper inspect` is told.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// The accelerated image (REF)
@@ -168,9 +189,7 @@ pub struct InspectArgs {
     pub platform: Option<String>,
 }
 
-/// Downloads the ordinary layers and unpacks them in memory by a path of its own, reads the same image lazily
-/// through its index, and compares every path, type, byte, owner, mode, time, xattr, link and device number.
-/// Prints the differences and exits with 1 if there are any.
+/// What `clipper check` is told.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// The accelerated image (REF)
@@ -195,8 +214,7 @@ pub enum Driver {
     Fuse,
 }
 
-/// Mounts the image read-only on DIR and stays in the foreground. Ctrl-C, SIGTERM or `umount DIR` ends it.
-/// Files are fetched when they are read. What was fetched is kept in the cache and verified.
+/// What `clipper mount` is told.
 #[derive(Debug, Args)]
 pub struct MountArgs {
     /// The accelerated image (REF)
@@ -237,9 +255,7 @@ pub struct ContainerdArgs {
     pub snapshotter: String,
 }
 
-/// Does through containerd's API what `ctr image pull` does, and passes the snapshotter the labels that it needs to
-/// mount the image without its layers: for containerd versions whose own clients can't. Layers that the snapshotter
-/// doesn't take are downloaded and unpacked as usual.
+/// What `clipper pull` is told.
 #[derive(Debug, Args)]
 pub struct PullArgs {
     /// The image (REF in a registry)
@@ -251,9 +267,7 @@ pub struct PullArgs {
     pub platform: Option<String>,
 }
 
-/// Pulls the image, runs it through containerd and clipper-snapshotter on this machine, and writes which bytes of its
-/// files were read, in the order of first touch: a trace, for `clipper convert --trace`. Ends when --url answers, when
-/// the command exits, or after --timeout. The container runs on the host's network and is removed in the end.
+/// What `clipper record` is told.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
