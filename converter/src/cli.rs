@@ -322,26 +322,21 @@ fn parse_hot_limit(text: &str) -> Result<HotLimit, String> {
         let percent = percent.parse().ok().filter(|percent| *percent <= 100);
         return percent.map(HotLimit::Percent).ok_or_else(wrong);
     }
-    let digits = text.trim_end_matches(['K', 'k', 'M', 'm', 'G', 'g']);
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "K" | "k" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        _ => return Err(wrong()),
-    };
-    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).map(HotLimit::Bytes).ok_or_else(wrong)
+    parse_size(text).map(HotLimit::Bytes).ok_or_else(wrong)
+}
+
+/// Bytes, or K, M, G of 1024 each.
+fn parse_size(text: &str) -> Option<u64> {
+    let units = [('K', 10), ('M', 20), ('G', 30)];
+    let unit =
+        units.iter().find_map(|(unit, shift)| Some((text.strip_suffix([*unit, unit.to_ascii_lowercase()])?, shift)));
+    let (digits, shift) = unit.unwrap_or((text, &0));
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn parse_span_size(text: &str) -> Result<u32, String> {
-    let (digits, unit) = match text.strip_suffix(['K', 'k', 'M', 'm']) {
-        Some(digits) => (digits, if text.ends_with(['K', 'k']) { 1 << 10 } else { 1 << 20 }),
-        None => (text, 1),
-    };
-    digits
-        .parse::<u32>()
-        .ok()
-        .and_then(|n| n.checked_mul(unit))
+    parse_size(text)
+        .and_then(|n| u32::try_from(n).ok())
         .filter(|n| (64 << 10..=16 << 20).contains(n) && n % 4096 == 0)
         .ok_or_else(|| "expected 64K to 16M, a multiple of 4K, such as 1M or 512K".into())
 }

@@ -2,6 +2,7 @@
 use crate::cli::{Common, CopyArgs};
 use crate::convert::{ANNOTATION_BASE, TAG_SUFFIX};
 use crate::report::{Progress, human};
+use crate::transfer;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
 use clipper_format::index::BlobRef;
@@ -10,13 +11,8 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Blobs that are copied side by side.
-const COPIES: usize = 4;
-/// Attempts at one blob: a stream that breaks can't be sent again, so it is read anew.
-const ATTEMPTS: u32 = 4;
 /// Manifests that an image may have, and indexes within indexes.
 const MANIFESTS_MAX: usize = 1000;
 const DEPTH_MAX: usize = 4;
@@ -203,47 +199,14 @@ impl Bundle {
     /// Brings blobs, then manifests, to the target; returns the sizes of the blobs that it didn't have.
     async fn send(&self, from: &Repository, to: &Repository, progress: &Progress) -> Result<Vec<u64>> {
         let sent: Vec<Option<u64>> = futures::stream::iter(self.blobs.values())
-            .map(|blob| async move { send_blob(from, to, blob, progress).await })
-            .buffer_unordered(COPIES)
+            .map(|blob| async move { transfer::blob(from, to, blob, progress).await })
+            .buffer_unordered(transfer::SIDE_BY_SIDE)
             .try_collect()
             .await?;
         for manifest in &self.manifests {
             put(to, &Selector::Digest(manifest.digest), manifest).await?;
         }
         Ok(sent.into_iter().flatten().collect())
-    }
-}
-
-/// Brings a blob to the target; its size, unless it was there.
-async fn send_blob(from: &Repository, to: &Repository, blob: &BlobRef, progress: &Progress) -> Result<Option<u64>> {
-    let what = || format!("copying {} to {to}", blob.digest);
-    match to.blob_size(&blob.digest).await.with_context(what)? {
-        Some(size) if size == blob.size => return Ok(None),
-        Some(size) => bail!("{to} has {} with {size} bytes instead of {}: remove it there", blob.digest, blob.size),
-        None => {}
-    }
-    if to.mount_blob(from, blob.digest, blob.size).await.with_context(what)? {
-        return Ok(Some(blob.size));
-    }
-    let name: String = blob.digest.hex().chars().take(12).collect();
-    let mut attempt = 1;
-    loop {
-        let task = Arc::new(progress.task(&name, blob.size));
-        let counted = Arc::clone(&task);
-        let stream = from.blob(blob.digest, blob.size).read(0..blob.size).await.with_context(what)?;
-        let stream = stream.inspect_ok(move |bytes| counted.advance(bytes.len() as u64));
-        match to.push_blob_stream(blob.digest, blob.size, stream).await {
-            Ok(_) => {
-                task.done(&format!("{name}  copied {}", human(blob.size)));
-                return Ok(Some(blob.size));
-            }
-            Err(error) if attempt < ATTEMPTS && error.is_transient() => {
-                progress.warn(&format!("{name}: {error}; trying again"));
-                tokio::time::sleep(Duration::from_millis(500) * attempt).await;
-                attempt += 1;
-            }
-            Err(error) => return Err(error).with_context(what),
-        }
     }
 }
 

@@ -9,6 +9,7 @@ mod mount;
 mod pull;
 mod record;
 mod report;
+mod transfer;
 
 use clap::Parser;
 use cli::{Cli, Command};

@@ -1,7 +1,7 @@
 //! Snapshots whose reads are recorded: each has a mount of its own, and leaves a trace file when it is removed.
 use crate::{
     error::{Error, Result, with_causes},
-    trees::{MountPlace, Trees},
+    trees::{MountPlace, Trees, remove_directory},
 };
 use clipper_format::trace::write_trace;
 use clipper_mount::{Mounted, Recording};
@@ -10,7 +10,7 @@ use std::{
     fs::OpenOptions,
     io::Write,
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -72,7 +72,7 @@ impl Traced {
         }
         let dir = self.mounted.dir().to_owned();
         drop(self.mounted);
-        remove(&dir);
+        remove_directory(&dir);
     }
 
     fn write(&self) -> std::result::Result<(), String> {
@@ -82,12 +82,5 @@ impl Traced {
         written.map_err(|error| error.to_string())?;
         tracing::info!(file = %self.file.display(), ranges = touches.len(), "wrote a trace");
         Ok(())
-    }
-}
-
-/// Removes an empty mount point.
-fn remove(dir: &Path) {
-    if let Err(error) = std::fs::remove_dir(dir) {
-        tracing::debug!(dir = %dir.display(), %error, "a mount point stays until the next start");
     }
 }

@@ -170,7 +170,7 @@ fn make_mount_point(dir: &Path) -> Result<()> {
 }
 
 /// Removes an empty mount point. Never more than that: it might still have a tree mounted on it.
-fn remove_directory(dir: &Path) {
+pub fn remove_directory(dir: &Path) {
     if let Err(error) = fs::remove_dir(dir)
         && error.kind() != ErrorKind::NotFound
     {

@@ -1,17 +1,15 @@
 //! Pushing the result: blobs first, then manifests by digest, the tag last, so that no half image is ever visible.
 use super::artifact::{self, Document};
 use super::plan::{Plan, PlannedImage};
-use super::{Made, blob_ref, short};
-use crate::report::{Progress, human};
+use super::{Made, blob_ref};
+use crate::report::Progress;
+use crate::transfer;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use clipper_format::Digest;
 use clipper_format::index::BlobRef;
 use clipper_registry::Selector;
 use futures::{StreamExt, TryStreamExt};
-
-/// Blobs that are copied at the same time.
-const COPIES: usize = 4;
 
 /// Pushes all blobs that the manifests of `image` will name and the target lacks.
 pub async fn blobs(plan: &Plan, image: &PlannedImage, made: &Made, progress: &Progress) -> Result<()> {
@@ -21,9 +19,9 @@ pub async fn blobs(plan: &Plan, image: &PlannedImage, made: &Made, progress: &Pr
         wanted.sort_by_key(|b| b.digest);
         wanted.dedup_by_key(|b| b.digest);
         futures::stream::iter(wanted)
-            .map(|blob| async move { copy(plan, &blob, progress).await })
-            .buffer_unordered(COPIES)
-            .try_collect::<Vec<()>>()
+            .map(|blob| async move { transfer::blob(&plan.from, &plan.to, &blob, progress).await })
+            .buffer_unordered(transfer::SIDE_BY_SIDE)
+            .try_collect::<Vec<_>>()
             .await?;
     }
     let mut own = vec![artifact::EMPTY.to_vec(), made.index.clone()];
@@ -33,23 +31,6 @@ pub async fn blobs(plan: &Plan, image: &PlannedImage, made: &Made, progress: &Pr
         let digest = Digest::of(&bytes);
         plan.to.push_blob(digest, Bytes::from(bytes)).await.with_context(|| format!("pushing to {}", plan.target))?;
     }
-    Ok(())
-}
-
-/// Brings a blob of the base image into the target repository.
-async fn copy(plan: &Plan, blob: &BlobRef, progress: &Progress) -> Result<()> {
-    if plan.to.blob_size(&blob.digest).await? == Some(blob.size)
-        || plan.to.mount_blob(&plan.from, blob.digest, blob.size).await?
-    {
-        return Ok(());
-    }
-    let task = progress.task(&short(blob.digest), blob.size);
-    let stream = plan.from.blob(blob.digest, blob.size).read(0..blob.size).await?;
-    plan.to
-        .push_blob_stream(blob.digest, blob.size, stream)
-        .await
-        .with_context(|| format!("copying {} to {}", blob.digest, plan.target))?;
-    task.done(&format!("{}  copied {}", short(blob.digest), human(blob.size)));
     Ok(())
 }
 

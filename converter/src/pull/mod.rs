@@ -11,8 +11,8 @@ use clipper_format::index::BlobRef;
 use clipper_registry::image::{ImageSet, PlatformImage};
 use clipper_registry::{Reference, RegistryReference, Repository};
 use containerd_client::types::Descriptor;
-pub use node::nanoseconds;
 use node::{Labels, Node, Prepared};
+pub use node::{explain, nanoseconds};
 use serde::Serialize;
 use std::time::Instant;
 

@@ -292,7 +292,7 @@ fn write_messages<E: std::error::Error + Send + Sync + 'static>(
 }
 
 /// A gRPC failure in words.
-fn explain(what: &str, status: &Status) -> anyhow::Error {
+pub fn explain(what: &str, status: &Status) -> anyhow::Error {
     anyhow::anyhow!("{what}: containerd answered {:?}: {}", status.code(), status.message())
 }
 

@@ -1,6 +1,6 @@
 //! One container of containerd's: its snapshot, recorded by the snapshotter, and its task.
 use crate::cli::RecordArgs;
-use crate::pull::{Pulled, nanoseconds};
+use crate::pull::{Pulled, explain, nanoseconds};
 use anyhow::{Context, Result};
 use containerd_client::services::v1::{
     Container as Description, CreateContainerRequest, CreateRequest, CreateTaskRequest, DeleteContainerRequest,
@@ -16,8 +16,8 @@ use prost_types::Any;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
+use tonic::Request;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
 
 /// The type of a runtime spec in a container's description (containerd, `oci/spec.go`).
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -166,9 +166,4 @@ impl Container {
         metadata.insert("containerd-namespace", self.namespace.parse().context("the namespace isn't plain ASCII")?);
         Ok(request)
     }
-}
-
-/// A gRPC failure in words.
-fn explain(what: &str, status: &Status) -> anyhow::Error {
-    anyhow::anyhow!("{what}: containerd answered {:?}: {}", status.code(), status.message())
 }

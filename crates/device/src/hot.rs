@@ -91,10 +91,9 @@ impl HotStream {
             Some(*end)
         });
         let flow = Arc::new(Flow { ends: ends.collect(), progress: watch::Sender::default() });
-        let begin = first.checked_sub(1).map_or(0, |before| flow.ends[before]);
-        flow.progress.send_replace(Progress { passed: first, arrived: begin, ended: false });
+        flow.progress.send_replace(Progress { passed: first, arrived: flow.start(first), ended: false });
         expect(&spec.frames, first..last + 1, &flow);
-        device.shared.runtime.clone().spawn(stream(spec, first..last + 1, begin, Arc::clone(&flow), device));
+        device.shared.runtime.clone().spawn(stream(spec, first..last + 1, Arc::clone(&flow), device));
         Some(Self { flow })
     }
 
@@ -102,6 +101,13 @@ impl HotStream {
     pub async fn ended(&self) {
         // The sender lives as long as this.
         let _ = self.flow.progress.subscribe().wait_for(|progress| progress.ended).await;
+    }
+}
+
+impl Flow {
+    /// Where a frame starts in the blob.
+    fn start(&self, frame: usize) -> u64 {
+        frame.checked_sub(1).map_or(0, |before| self.ends[before])
     }
 }
 
@@ -118,15 +124,14 @@ fn expect(frames: &[HotFrameSpec], wanted: Range<usize>, flow: &Arc<Flow>) {
     }
 }
 
-/// Reads the blob from the byte `begin` on and lands the frames `wanted`.
-async fn stream(spec: HotSpec, wanted: Range<usize>, begin: u64, flow: Arc<Flow>, device: Arc<Device>) {
+/// Reads the frames `wanted` of the blob and lands them.
+async fn stream(spec: HotSpec, wanted: Range<usize>, flow: Arc<Flow>, device: Arc<Device>) {
     // Background fill waits meanwhile.
     let _busy = device.shared.activity.enter(Priority::Prefetch);
     let end = flow.ends[wanted.end - 1];
     let mut next = wanted.start;
     for (number, source) in spec.sources.iter().enumerate() {
-        let from = next.checked_sub(1).map_or(0, |before| flow.ends[before]).max(begin);
-        let body = source.read(from..end).await;
+        let body = source.read(flow.start(next)..end).await;
         let landed = match body {
             Ok(body) => land(&spec.frames, &mut next, wanted.end, body, source.as_ref(), &flow, &device).await,
             Err(error) => Err(error),
@@ -148,7 +153,7 @@ async fn stream(spec: HotSpec, wanted: Range<usize>, begin: u64, flow: Arc<Flow>
     }
 }
 
-/// Lands frames as they arrive, from `next` to `end`.
+/// Lands frames as they arrive, from `next` to `end`; ends early if nobody wants them or they can't be kept.
 async fn land(
     frames: &[HotFrameSpec],
     next: &mut usize,
@@ -175,10 +180,14 @@ async fn land(
         let (parts, blake3) = (frame.parts.clone(), frame.blake3);
         let job = device.shared.runtime.spawn_blocking(move || unpack(&bytes, &parts, &blake3, memory));
         let Ok(unpacked) = job.await else { return Err(SourceError::new("the program stops")) };
-        if let Err(error) = unpacked {
-            tracing::error!(at = source.describe(), frame = *next, %error, "a frame of a hot blob is corrupt");
-            device.counters.corrupt();
-            source.distrust();
+        match unpacked {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                tracing::error!(at = source.describe(), frame = *next, %error, "a frame of a hot blob is corrupt");
+                device.counters.corrupt();
+                source.distrust();
+            }
         }
         bytes = rest;
         *next += 1;
@@ -187,8 +196,9 @@ async fn land(
     Ok(())
 }
 
-/// Decompresses a frame, verifies it, and writes what it holds. What can't be written isn't here: readers see to it.
-fn unpack(frame: &[u8], parts: &[HotPart], blake3: &[u8; 32], _memory: Taken) -> Result<(), HotFrameError> {
+/// Decompresses a frame, verifies it, and writes what it holds. False if that can't be written, as on a full disk, which
+/// the device logs: readers see to what isn't here.
+fn unpack(frame: &[u8], parts: &[HotPart], blake3: &[u8; 32], _memory: Taken) -> Result<bool, HotFrameError> {
     let len = parts.iter().map(|part| part.range.end - part.range.start).sum();
     let bytes = unpack_hot_frame(frame, len, blake3)?;
     let mut rest = &bytes[..];
@@ -196,11 +206,10 @@ fn unpack(frame: &[u8], parts: &[HotPart], blake3: &[u8; 32], _memory: Taken) ->
         let (part, after) = rest.split_at((range.end - range.start) as usize);
         rest = after;
         if !device.storage.has(range.clone()) && device.store(range.start, part).is_err() {
-            // The device has logged it.
-            return Ok(());
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 impl Expected {

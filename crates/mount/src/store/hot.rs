@@ -1,4 +1,4 @@
-//! Hot blobs: streamed into the devices of an index's layers once somebody wants an image of them.
+//! Hot blobs: streamed into the devices of an image's layers once somebody wants the image.
 use super::{Indexes, Store, StoreError};
 use crate::{LayerRef, LazyDevice};
 use clipper_device::{HotFrameSpec, HotPart, HotSpec, Source};
@@ -16,26 +16,25 @@ use std::{
 pub(super) struct HotStreams(Mutex<HashSet<Digest>>);
 
 impl Store {
-    /// Starts streaming the hot blobs of `indexes` that aren't here or on their way. What fails is logged: readers
-    /// fetch what they need.
+    /// Starts streaming the hot blob of an image with these layers, bottom first, unless it is here or on its way. That is
+    /// the one in the index of the topmost layer: what other indexes tell of shared layers is about other images. What
+    /// fails is logged: readers fetch what they need.
     pub(super) async fn stream_hot(self: &Arc<Self>, layers: &[LayerRef], indexes: &Indexes) {
-        for (digest, index) in indexes {
-            let Some(hot) = &index.hot else { continue };
-            let repositories = layers.iter().find(|layer| layer.index == *digest).map(|layer| &layer.repositories);
-            let Some(repositories) = repositories.filter(|repositories| !repositories.is_empty()) else { continue };
-            if !self.hot.lock().insert(*digest) {
-                continue;
-            }
-            let all = index.layers.iter().map(|layer| LayerRef {
-                index: *digest,
-                layer: layer.digest,
-                repositories: repositories.clone(),
-            });
-            if let Err(error) = self.start_stream(*digest, index, hot, all.collect()).await {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(index = %digest, hot = %hot.blob.digest, error, "a hot blob can't be streamed");
-                self.hot.lock().remove(digest);
-            }
+        let Some(LayerRef { index: digest, repositories, .. }) = layers.last() else { return };
+        let index = &indexes[digest];
+        let Some(hot) = &index.hot else { return };
+        if repositories.is_empty() || !self.hot.lock().insert(*digest) {
+            return;
+        }
+        let all = index.layers.iter().map(|layer| LayerRef {
+            index: *digest,
+            layer: layer.digest,
+            repositories: repositories.clone(),
+        });
+        if let Err(error) = self.start_stream(*digest, index, hot, all.collect()).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(index = %digest, hot = %hot.blob.digest, error, "a hot blob can't be streamed");
+            self.hot.lock().remove(digest);
         }
     }
 
