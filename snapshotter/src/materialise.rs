@@ -1,14 +1,14 @@
 //! A layer's tree as files in a directory, such as overlayfs wants for a lower one.
 //!
 //! Everything is made relative to descriptors of directories that were made here, so no symlink is ever followed.
-use clipper_format::tree::{Content, ExtentSource, FileData, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree};
+use clipper_format::tree::{self, Content, Directory, ExtentSource, FileData, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree};
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags},
     io::Errno,
 };
 use std::{
-    collections::{HashMap, btree_map},
+    collections::HashMap,
     fs::File,
     io,
     os::{fd::AsRawFd, unix::fs::FileExt},
@@ -48,10 +48,10 @@ pub fn materialise(tree: &Tree, tar: &File, dir: &Path) -> Result<()> {
     let root = root.and_then(|root| Ok((rustix::io::fcntl_dupfd_cloexec(&root, 0)?, root)));
     let (copy, root) = root.map_err(|error| failed("open", &path, error))?;
     let mut writer = Writer { tree, tar, root: copy, names: count_names(tree), first: HashMap::new() };
-    let entries = |id| tree.entries(id).map(btree_map::BTreeMap::iter).unwrap_or_default();
+    let entries = |id| tree.entries(id).map(Directory::iter).unwrap_or_default();
     let mut open = vec![Open { id: ROOT, directory: root, entries: entries(ROOT), path_len: 0 }];
     while let Some(top) = open.last_mut() {
-        let Some((name, &id)) = top.entries.next() else {
+        let Some((name, id)) = top.entries.next() else {
             // Only now that nothing is made in it any more: its default ACL isn't for its files, nor is their time for it.
             describe(&top.directory, tree.inode(top.id), &path)?;
             path.truncate(top.path_len);
@@ -64,8 +64,8 @@ pub fn materialise(tree: &Tree, tar: &File, dir: &Path) -> Result<()> {
         }
         path.extend(name);
         if matches!(tree.inode(id).content, Content::Directory(_)) {
-            let made = rustix::fs::mkdirat(&top.directory, &name[..], PRIVATE)
-                .and_then(|()| rustix::fs::openat(&top.directory, &name[..], flags, Mode::empty()));
+            let made = rustix::fs::mkdirat(&top.directory, name, PRIVATE)
+                .and_then(|()| rustix::fs::openat(&top.directory, name, flags, Mode::empty()));
             let directory = made.map_err(|error| failed("make the directory", &path, error))?;
             open.push(Open { id, directory, entries: entries(id), path_len });
         } else {
@@ -80,7 +80,7 @@ pub fn materialise(tree: &Tree, tar: &File, dir: &Path) -> Result<()> {
 struct Open<'a> {
     id: InodeId,
     directory: OwnedFd,
-    entries: btree_map::Iter<'a, Vec<u8>, InodeId>,
+    entries: tree::Iter<'a>,
     /// Bytes of the path of the directory that it is in.
     path_len: usize,
 }
@@ -147,7 +147,7 @@ impl Writer<'_> {
 
     /// Writes a file's data; what no extent covers stays a hole.
     fn copy(&self, data: &FileData, file: &File) -> io::Result<()> {
-        for extent in &data.extents {
+        for extent in data.extents() {
             match &extent.source {
                 ExtentSource::Inline(bytes) => file.write_all_at(bytes, extent.file_offset)?,
                 ExtentSource::Device { offset, .. } => {
@@ -155,7 +155,7 @@ impl Writer<'_> {
                 }
             }
         }
-        file.set_len(data.size)
+        file.set_len(data.size())
     }
 }
 
@@ -164,8 +164,8 @@ fn count_names(tree: &Tree) -> Vec<u32> {
     let mut names = vec![0; tree.inodes.len()];
     for inode in &tree.inodes {
         if let Content::Directory(entries) = &inode.content {
-            for id in entries.values() {
-                names[*id] += 1;
+            for id in entries.ids() {
+                names[id] += 1;
             }
         }
     }

@@ -1,9 +1,8 @@
 //! Merging the trees of a chain of layers into the one tree that overlayfs would show of them.
 mod inherit;
 
-use crate::tree::{BOTTOM_XATTR, Content, Extent, ExtentSource, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree};
+use crate::tree::{BOTTOM_XATTR, Content, Directory, FileData, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree};
 pub use inherit::Below;
-use std::collections::BTreeMap;
 
 /// Why trees can't be merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -73,9 +72,12 @@ fn merge_with(
         settle_bottom(layer, number == 0 && !keep_whiteouts);
     }
     inherit::resolve(&mut layers, below)?;
-    let root = Inode::empty_directory();
-    let mut union = Union { tree: Tree { inodes: vec![root], device_sizes: Vec::new() }, keep_whiteouts };
-    for (number, layer) in layers.into_iter().enumerate() {
+    let mut layers = layers.into_iter().enumerate();
+    let mut union = match layers.next() {
+        Some((_, bottom)) => Union::begin(bottom, keep_whiteouts)?,
+        None => Union { tree: Tree { inodes: vec![Inode::empty_directory()], device_sizes: Vec::new() }, keep_whiteouts },
+    };
+    for (number, layer) in layers {
         union.lay(number, layer)?;
     }
     union.tree.compact();
@@ -95,6 +97,24 @@ fn settle_bottom(layer: &mut Tree, is_first: bool) {
     }
 }
 
+/// Bytes of the one device of a layer's tree.
+fn device_size(number: usize, layer: &Tree) -> Result<u64, MergeError> {
+    match layer.device_sizes[..] {
+        [] => Ok(0),
+        [size] => Ok(size),
+        ref more => Err(MergeError::Devices { layer: number, devices: more.len() }),
+    }
+}
+
+/// Has a file lie on `device`, if it lies within its layer's device of `size` bytes.
+fn on_device(data: &mut FileData, size: u64, device: u16) -> Option<()> {
+    let place = |len, from, offset: u64| match offset.checked_add(len) {
+        Some(end) if from == 1 && end <= size => Ok((device, offset)),
+        _ => Err(()),
+    };
+    data.move_extents(place).ok()
+}
+
 /// The layers merged so far.
 struct Union {
     tree: Tree,
@@ -112,12 +132,53 @@ struct Upper {
 }
 
 impl Union {
+    /// Makes the bottom layer, which most files of an image are in, the union as it stands: nothing is moved.
+    fn begin(mut tree: Tree, keep_whiteouts: bool) -> Result<Self, MergeError> {
+        let device_size = device_size(0, &tree)?;
+        let broken = |inode| MergeError::NotATree { layer: 0, inode };
+        let mut seen = vec![false; tree.inodes.len()];
+        *seen.first_mut().ok_or(broken(ROOT))? = true;
+        // overlayfs never looks for the mark on its layers' roots.
+        tree.inodes[ROOT].xattrs.remove(OPAQUE_XATTR);
+        // Directories, and whether a layer below the union may show there.
+        let mut todo = vec![(ROOT, keep_whiteouts)];
+        while let Some((dir, open)) = todo.pop() {
+            let Content::Directory(entries) = &mut tree.inodes[dir].content else { return Err(broken(dir)) };
+            let mut entries = std::mem::take(entries);
+            let mut gone = Vec::new();
+            for (name, id) in &entries {
+                let inode = tree.inodes.get_mut(id).ok_or(broken(id))?;
+                if inode.is_whiteout() && !open {
+                    gone.push(name.to_vec());
+                    continue;
+                }
+                let again = std::mem::replace(&mut seen[id], true);
+                let opaque = inode.is_opaque();
+                match &mut inode.content {
+                    Content::Directory(_) if again => return Err(broken(id)),
+                    Content::Directory(_) => {
+                        if !open {
+                            inode.xattrs.remove(OPAQUE_XATTR);
+                        }
+                        todo.push((id, open && !opaque));
+                    }
+                    Content::File(data) if !again => {
+                        on_device(data, device_size, 1).ok_or(MergeError::Extent { layer: 0, inode: id })?;
+                    }
+                    _ => {}
+                }
+            }
+            for name in gone {
+                entries.remove(&name);
+            }
+            tree.inodes[dir].content = Content::Directory(entries);
+        }
+        tree.device_sizes = vec![device_size];
+        Ok(Self { tree, keep_whiteouts })
+    }
+
     fn lay(&mut self, number: usize, layer: Tree) -> Result<(), MergeError> {
-        let device_size = match layer.device_sizes[..] {
-            [] => 0,
-            [size] => size,
-            ref more => return Err(MergeError::Devices { layer: number, devices: more.len() }),
-        };
+        let device_size = device_size(number, &layer)?;
         self.tree.device_sizes.push(device_size);
         // Counted in `merge_with`.
         let device = (number + 1) as u16;
@@ -130,10 +191,10 @@ impl Union {
         // Directories of this layer, where they are in the union, and whether a layer below the union may show there.
         let mut todo = vec![(entries, ROOT, self.keep_whiteouts)];
         while let Some((entries, into, open)) = todo.pop() {
-            for (name, id) in entries {
+            for (name, id) in &entries {
                 let inode = upper.inode(id)?;
                 if inode.is_whiteout() && !open {
-                    self.unlink(into, &name);
+                    self.unlink(into, name);
                 } else if matches!(inode.content, Content::Directory(_)) {
                     let (inode, entries) = upper.take_directory(id)?;
                     let (at, open) = self.directory(into, name, inode, open);
@@ -155,10 +216,10 @@ impl Union {
     }
 
     /// Puts a directory without its entries at `name`; tells where it is, and whether it is open to what lies below.
-    fn directory(&mut self, into: InodeId, name: Vec<u8>, mut inode: Inode, open: bool) -> (InodeId, bool) {
+    fn directory(&mut self, into: InodeId, name: &[u8], mut inode: Inode, open: bool) -> (InodeId, bool) {
         let opaque = inode.is_opaque();
         inode.xattrs.remove(OPAQUE_XATTR);
-        let existing = self.tree.entries(into).and_then(|entries| entries.get(&name)).copied();
+        let existing = self.tree.entries(into).and_then(|entries| entries.get(name));
         match existing {
             Some(at) if !opaque && self.tree.entries(at).is_some() => {
                 let open = open && !self.tree.inode(at).is_opaque();
@@ -189,7 +250,7 @@ impl Union {
         *old = inode;
     }
 
-    fn link(&mut self, dir: InodeId, name: Vec<u8>, id: InodeId) {
+    fn link(&mut self, dir: InodeId, name: &[u8], id: InodeId) {
         if let Content::Directory(entries) = &mut self.tree.inodes[dir].content {
             entries.insert(name, id);
         }
@@ -208,7 +269,7 @@ impl Upper {
     }
 
     /// Takes a directory out: itself without entries, and its entries.
-    fn take_directory(&mut self, id: InodeId) -> Result<(Inode, BTreeMap<Vec<u8>, InodeId>), MergeError> {
+    fn take_directory(&mut self, id: InodeId) -> Result<(Inode, Directory), MergeError> {
         let broken = MergeError::NotATree { layer: self.number, inode: id };
         let inode = self.inodes.get_mut(id).ok_or(broken)?;
         if self.placed[id].replace(ROOT).is_some() {
@@ -228,15 +289,7 @@ impl Upper {
         // What stays behind must not look like a directory or whiteout to the inode's other names.
         let mut inode = std::mem::replace(inode, Inode { content: Content::Fifo, ..Inode::empty_directory() });
         if let Content::File(data) = &mut inode.content {
-            for Extent { len, source, .. } in &mut data.extents {
-                if let ExtentSource::Device { device, offset } = source {
-                    let end = offset.checked_add(*len).ok_or(outside)?;
-                    if *device != 1 || end > self.device_size {
-                        return Err(outside);
-                    }
-                    *device = self.device;
-                }
-            }
+            on_device(data, self.device_size, self.device).ok_or(outside)?;
         }
         Ok(inode)
     }

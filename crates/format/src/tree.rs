@@ -1,4 +1,10 @@
 //! A layer's or an image's file tree in memory: what the tar walker makes, the merge combines and EROFS stores.
+mod directory;
+mod file;
+
+pub use directory::{Directory, Iter};
+pub use file::{Extent, ExtentSource, FileData};
+
 use std::collections::BTreeMap;
 
 /// Xattr by which overlayfs knows an opaque directory (kernel, Documentation/filesystems/overlayfs.rst).
@@ -49,8 +55,8 @@ pub struct Inode {
 /// The type of an inode and what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Names (1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`) to inodes.
-    Directory(BTreeMap<Vec<u8>, InodeId>),
+    /// Names to inodes.
+    Directory(Directory),
     /// A regular file.
     File(FileData),
     /// A symbolic link's target; 1 to 4095 bytes, no NUL.
@@ -63,42 +69,6 @@ pub enum Content {
     Fifo,
     /// A Unix socket. Tar can't carry one; kept for completeness of the on-disk format.
     Socket,
-}
-
-/// Where a regular file's bytes are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FileData {
-    /// Bytes in the file.
-    pub size: u64,
-    /// The parts that aren't holes, in file order, not overlapping, all within `size`. Each starts at a multiple of
-    /// 512 and ends at one or at `size`, so that no 512-byte block of the file has two sources.
-    pub extents: Vec<Extent>,
-}
-
-/// A run of a file's bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// First byte within the file.
-    pub file_offset: u64,
-    /// Bytes.
-    pub len: u64,
-    /// Where they come from.
-    pub source: ExtentSource,
-}
-
-/// Where the bytes of an extent come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExtentSource {
-    /// Device `device` (from 1), at byte `offset`, a multiple of 512.
-    Device {
-        /// Device number, from 1.
-        device: u16,
-        /// Byte offset in the device; a multiple of 512.
-        offset: u64,
-    },
-    /// Kept in the tree itself: the few files whose tar data can't be addressed in 512-byte blocks
-    /// (sparse files with odd segment lengths).
-    Inline(Vec<u8>),
 }
 
 /// What a directory that a layer made only as a parent takes from the directory below; always extended attributes that
@@ -138,7 +108,7 @@ impl Inode {
             mtime: 0,
             mtime_nsec: 0,
             xattrs: BTreeMap::new(),
-            content: Content::Directory(BTreeMap::new()),
+            content: Content::Directory(Directory::default()),
         }
     }
 
@@ -197,7 +167,7 @@ impl Tree {
     }
 
     /// The entries of directory `id`; `None` if it isn't one.
-    pub fn entries(&self, id: InodeId) -> Option<&BTreeMap<Vec<u8>, InodeId>> {
+    pub fn entries(&self, id: InodeId) -> Option<&Directory> {
         match &self.inodes[id].content {
             Content::Directory(entries) => Some(entries),
             _ => None,
@@ -208,7 +178,7 @@ impl Tree {
     pub fn lookup(&self, path: &[u8]) -> Option<InodeId> {
         path.split(|b| *b == b'/')
             .filter(|c| !c.is_empty())
-            .try_fold(ROOT, |dir, name| self.entries(dir)?.get(name).copied())
+            .try_fold(ROOT, |dir, name| self.entries(dir)?.get(name))
     }
 
     /// Drops inodes that no name leads to and renumbers the rest; does nothing if there are none.
@@ -226,7 +196,7 @@ impl Tree {
             }
             seen += 1;
             if let Some(entries) = self.entries(id) {
-                todo.extend(entries.values());
+                todo.extend(entries.ids());
             }
         }
         if seen == self.inodes.len() {
@@ -235,18 +205,12 @@ impl Tree {
         // In the old order, so that equal trees stay equal.
         let live = numbers.iter_mut().filter(|number| **number != UNSEEN);
         live.enumerate().for_each(|(new, number)| *number = new);
-        let old = std::mem::take(&mut self.inodes);
-        self.inodes = old
-            .into_iter()
-            .zip(&numbers)
-            .filter(|(_, number)| **number != UNSEEN)
-            .map(|(mut inode, _)| {
-                if let Content::Directory(entries) = &mut inode.content {
-                    entries.retain(|_, id| *id < numbers.len());
-                    entries.values_mut().for_each(|id| *id = numbers[*id]);
-                }
-                inode
-            })
-            .collect();
+        let mut number = numbers.iter();
+        self.inodes.retain_mut(|inode| {
+            if let Content::Directory(entries) = &mut inode.content {
+                entries.renumber(|id| numbers.get(id).copied().filter(|number| *number != UNSEEN));
+            }
+            number.next().is_some_and(|number| *number != UNSEEN)
+        });
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel as judge: images that the writer makes are mounted from a file, with plain files as their devices, and
 //! must show the tree that went in. Needs root and Linux 6.12.
 use clipper_format::erofs::write;
-use clipper_format::tree::{Content, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use clipper_format::tree::{Content, Directory, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr, OsString};
@@ -39,15 +39,15 @@ impl Fixture {
 
     fn link(&mut self, parent: InodeId, name: impl Into<Vec<u8>>, id: InodeId) {
         match &mut self.tree.inodes[parent].content {
-            Content::Directory(entries) => assert_eq!(entries.insert(name.into(), id), None),
+            Content::Directory(entries) => assert_eq!(entries.insert(&name.into(), id), None),
             _ => panic!("inode {parent} is no directory"),
         }
     }
 
     /// The bytes that a reader of `file` should see.
     fn bytes(&self, file: &FileData) -> Vec<u8> {
-        let mut bytes = vec![0; file.size as usize];
-        for extent in &file.extents {
+        let mut bytes = vec![0; file.size() as usize];
+        for extent in file.extents() {
             let target = &mut bytes[extent.file_offset as usize..(extent.file_offset + extent.len) as usize];
             match &extent.source {
                 ExtentSource::Inline(source) => target.copy_from_slice(source),
@@ -64,9 +64,9 @@ impl Fixture {
     fn links(&self) -> HashMap<InodeId, u64> {
         let mut links = HashMap::from([(ROOT, 2)]);
         for id in 0..self.tree.inodes.len() {
-            for child in self.tree.entries(id).into_iter().flat_map(BTreeMap::values) {
-                let is_directory = self.tree.entries(*child).is_some();
-                *links.entry(*child).or_default() += if is_directory { 2 } else { 1 };
+            for child in self.tree.entries(id).into_iter().flat_map(Directory::ids) {
+                let is_directory = self.tree.entries(child).is_some();
+                *links.entry(child).or_default() += if is_directory { 2 } else { 1 };
                 *links.entry(id).or_default() += u64::from(is_directory);
             }
         }
@@ -79,11 +79,11 @@ fn inode(content: Content) -> Inode {
 }
 
 fn directory() -> Inode {
-    inode(Content::Directory(BTreeMap::new()))
+    inode(Content::Directory(Directory::default()))
 }
 
 fn file(size: u64, extents: Vec<Extent>) -> Inode {
-    inode(Content::File(FileData { size, extents }))
+    inode(Content::File(FileData::new(size, extents)))
 }
 
 fn device(file_offset: u64, len: u64, device: u16, offset: u64) -> Extent {
@@ -171,15 +171,15 @@ impl Comparison<'_> {
                 assert_eq!(kind, 0o040000, "type of {show}");
                 let mut seen: Vec<OsString> = fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect();
                 seen.sort();
-                let want: Vec<&OsStr> = entries.keys().map(|name| OsStr::from_bytes(name)).collect();
+                let want: Vec<&OsStr> = entries.names().map(OsStr::from_bytes).collect();
                 assert_eq!(seen, want, "names in {show}");
                 for (name, id) in entries {
-                    self.compare(*id, &path.join(OsStr::from_bytes(name)));
+                    self.compare(id, &path.join(OsStr::from_bytes(name)));
                 }
             }
             Content::File(data) => {
                 assert_eq!(kind, 0o100000, "type of {show}");
-                assert_eq!(meta.size(), data.size, "size of {show}");
+                assert_eq!(meta.size(), data.size(), "size of {show}");
                 assert!(fs::read(path).unwrap() == self.fixture.bytes(data), "content of {show}");
             }
             Content::Symlink(target) => {

@@ -1,6 +1,6 @@
 //! Trees through the writer and the reader and back.
 use clipper_format::erofs::{ErofsError, Image, ImageSource, MAX_DEPTH, write};
-use clipper_format::tree::{Content, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use clipper_format::tree::{Content, Directory, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ fn renumbered(tree: &Tree) -> Tree {
     let mut order = vec![ROOT];
     let mut next = 0;
     while next < order.len() {
-        for id in tree.entries(order[next]).into_iter().flat_map(BTreeMap::values) {
-            if !order.contains(id) {
-                order.push(*id);
+        for id in tree.entries(order[next]).into_iter().flat_map(Directory::ids) {
+            if !order.contains(&id) {
+                order.push(id);
             }
         }
         next += 1;
@@ -27,7 +27,7 @@ fn renumbered(tree: &Tree) -> Tree {
     let renumber = |id: &InodeId| {
         let mut inode = tree.inode(*id).clone();
         if let Content::Directory(entries) = &mut inode.content {
-            entries.values_mut().for_each(|id| *id = number(id));
+            entries.renumber(|id| Some(number(&id)));
         }
         inode
     };
@@ -65,7 +65,7 @@ fn directory(entries: &[(&str, InodeId)]) -> Inode {
 }
 
 fn file(size: u64, extents: Vec<Extent>) -> Inode {
-    Inode { content: Content::File(FileData { size, extents }), ..Inode::empty_directory() }
+    Inode { content: Content::File(FileData::new(size, extents)), ..Inode::empty_directory() }
 }
 
 fn on_device(file_offset: u64, len: u64, offset: u64) -> Extent {
@@ -77,7 +77,7 @@ fn lookups_find_all_names_and_no_others() {
     let mut names: Vec<String> = (0..3000).map(|n| format!("{:x}", n * 7919)).collect();
     names.extend(["-".to_owned(), "...".to_owned(), "x".repeat(255)]);
     let mut inodes = vec![directory(&[])];
-    let entries: BTreeMap<_, _> = names.iter().zip(1..).map(|(name, id)| (name.as_bytes().to_vec(), id)).collect();
+    let entries: Directory = names.iter().zip(1..).map(|(name, id)| (name.as_bytes().to_vec(), id)).collect();
     inodes.extend((1..=names.len()).map(|n| Inode { uid: n as u32, ..file(0, vec![]) }));
     inodes[ROOT].content = Content::Directory(entries);
     let image = Image::parse(write(&Tree { inodes, device_sizes: vec![] }).unwrap().into()).unwrap();

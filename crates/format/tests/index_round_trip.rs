@@ -3,9 +3,8 @@ use clipper_format::Digest;
 use clipper_format::erofs::MAX_DEPTH;
 use clipper_format::index::{BlobRef, Hot, HotFrame, HotPiece, Index, IndexError, LayerIndex, PackError, PackedTree};
 use clipper_format::span::{Span, SpanTable, Start};
-use clipper_format::tree::{Content, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use clipper_format::tree::{Content, Directory, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 
 mod erofs_trees;
 use erofs_trees::any_tree;
@@ -15,7 +14,7 @@ fn renumbered(tree: &Tree) -> Tree {
     fn visit(tree: &Tree, id: InodeId, order: &mut Vec<InodeId>) {
         if !order.contains(&id) {
             order.push(id);
-            tree.entries(id).into_iter().flat_map(BTreeMap::values).for_each(|child| visit(tree, *child, order));
+            tree.entries(id).into_iter().flat_map(Directory::ids).for_each(|child| visit(tree, child, order));
         }
     }
     let mut order = Vec::new();
@@ -24,7 +23,7 @@ fn renumbered(tree: &Tree) -> Tree {
     let renumber = |id: &InodeId| {
         let mut inode = tree.inode(*id).clone();
         if let Content::Directory(entries) = &mut inode.content {
-            entries.values_mut().for_each(|id| *id = number(id));
+            entries.renumber(|id| Some(number(&id)));
         }
         inode
     };
@@ -58,7 +57,7 @@ fn any_layer() -> impl Strategy<Value = LayerIndex> {
         // The tree of a layer has one device; what the random tree's files have there doesn't matter here.
         tree.inodes.iter_mut().for_each(|inode| {
             if let Content::File(file) = &mut inode.content {
-                file.extents.clear();
+                *file = FileData::new(file.size(), Vec::new());
             }
         });
         tree.device_sizes = vec![spans.device_size()];
@@ -151,7 +150,7 @@ fn directory(entries: &[(&str, InodeId)]) -> Inode {
 }
 
 fn file(size: u64, extents: Vec<Extent>) -> Inode {
-    Inode { content: Content::File(FileData { size, extents }), ..Inode::empty_directory() }
+    Inode { content: Content::File(FileData::new(size, extents)), ..Inode::empty_directory() }
 }
 
 fn on_device(file_offset: u64, len: u64, offset: u64) -> Extent {

@@ -1,7 +1,7 @@
 //! How small trees get: a real tree, this machine's own, as a layer would hold it.
 use clipper_format::erofs::{Image, write};
 use clipper_format::index::PackedTree;
-use clipper_format::tree::{Content, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use clipper_format::tree::{Content, DeviceNumber, FileData, Inode, InodeId, ROOT, Tree};
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -42,7 +42,7 @@ impl Walk {
             };
             self.seen.insert(key, child);
             if let Content::Directory(entries) = &mut self.tree().inodes[id].content {
-                entries.insert(name.into_vec(), child);
+                entries.insert(&name.into_vec(), child);
             }
             if meta.is_dir() {
                 self.directory(&path, child);
@@ -61,10 +61,9 @@ impl Walk {
             0o140000 => Content::Socket,
             _ => {
                 let size = meta.size();
-                let source = ExtentSource::Device { device: 1, offset: self.tar };
+                let offset = self.tar;
                 self.tar += size.next_multiple_of(512);
-                let extent = Extent { file_offset: 0, len: size, source };
-                Content::File(FileData { size, extents: if size == 0 { vec![] } else { vec![extent] } })
+                Content::File(if size == 0 { FileData::default() } else { FileData::whole(size, 1, offset) })
             }
         };
         // Image builders cut times to seconds.

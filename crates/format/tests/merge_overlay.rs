@@ -3,7 +3,7 @@ mod model;
 
 use clipper_format::merge::{Below, MergeError, merge, merge_above};
 use clipper_format::tar::{LayerWalker, Limits};
-use clipper_format::tree::{Content, DeviceNumber, Extent, ExtentSource, FileData, Inode, OPAQUE_XATTR, ROOT, Tree};
+use clipper_format::tree::{Content, DeviceNumber, FileData, Inode, OPAQUE_XATTR, ROOT, Tree};
 use model::script::{Script, plain};
 use std::collections::BTreeMap;
 
@@ -28,13 +28,13 @@ fn listing(tree: &Tree) -> Vec<String> {
             Content::Directory(entries) => {
                 for (name, id) in entries.iter().rev() {
                     let name = name.escape_ascii();
-                    todo.push((if path.is_empty() { name.to_string() } else { format!("{path}/{name}") }, *id));
+                    todo.push((if path.is_empty() { name.to_string() } else { format!("{path}/{name}") }, id));
                 }
                 if inode.is_opaque() { "/o" } else { "/" }.to_owned()
             }
-            Content::File(data) => match data.extents.first().map(|extent| &extent.source) {
-                Some(ExtentSource::Device { device, .. }) => format!(" {device}"),
-                _ => String::new(),
+            Content::File(data) => match data.place() {
+                Some((device, _)) => format!(" {device}"),
+                None => String::new(),
             },
             _ if inode.is_whiteout() => "!".to_owned(),
             _ => "?".to_owned(),
@@ -231,10 +231,7 @@ fn a_first_layer_loses_what_containerd_removes_from_it() {
 #[test]
 fn broken_trees_are_refused() {
     let file = |device, offset, len| Inode {
-        content: Content::File(FileData {
-            size: len,
-            extents: vec![Extent { file_offset: 0, len, source: ExtentSource::Device { device, offset } }],
-        }),
+        content: Content::File(FileData::whole(len, device, offset)),
         ..Inode::empty_directory()
     };
     let tree = |names: &[(&[u8], usize)], more: Vec<Inode>| {

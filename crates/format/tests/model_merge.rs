@@ -30,16 +30,16 @@ fn view(tree: &Tree, devices: &[Vec<u8>]) -> View {
             Content::Directory(entries) => {
                 for (name, child) in entries.iter().rev() {
                     let slash = if path.is_empty() { &b""[..] } else { b"/" };
-                    todo.push(([&path, slash, name].concat(), *child));
+                    todo.push(([&path, slash, name].concat(), child));
                 }
                 Kind::Directory
             }
             Content::File(data) => {
-                let mut bytes = vec![0; data.size as usize];
-                for extent in &data.extents {
+                let mut bytes = vec![0; data.size() as usize];
+                for extent in data.extents() {
                     let end = extent.file_offset + extent.len;
                     assert_eq!(extent.file_offset % 512, 0);
-                    assert!(end.is_multiple_of(512) || end == data.size);
+                    assert!(end.is_multiple_of(512) || end == data.size());
                     let source = match &extent.source {
                         ExtentSource::Inline(bytes) => &bytes[..],
                         ExtentSource::Device { device, offset } => {
@@ -135,12 +135,9 @@ fn renumbered(mut run: Tree, layers: usize) -> Tree {
         .collect();
     for inode in &mut run.inodes {
         if let Content::File(data) = &mut inode.content {
-            for extent in &mut data.extents {
-                if let ExtentSource::Device { device, offset } = &mut extent.source {
-                    *offset += starts[usize::from(*device) - 1];
-                    *device = 1;
-                }
-            }
+            let moved: Result<(), ()> =
+                data.move_extents(|_, device, offset| Ok((1, offset + starts[usize::from(device) - 1])));
+            moved.unwrap();
         }
     }
     run.device_sizes = vec![run.device_sizes.iter().sum()];

@@ -2,7 +2,7 @@
 mod model;
 
 use clipper_format::tar::{LayerWalker, Limits, Problem, TarError, Warning};
-use clipper_format::tree::{Content, DeviceNumber, ExtentSource, Inode, Tree};
+use clipper_format::tree::{Content, DeviceNumber, Inode, Tree};
 use model::Format;
 use model::script::{Script, plain};
 use model::tarball::{Header, extended, record};
@@ -20,11 +20,8 @@ fn inode<'a>(tree: &'a Tree, path: &str) -> &'a Inode {
 
 fn device_extent(tree: &Tree, path: &str) -> (u64, u64) {
     let Content::File(data) = &inode(tree, path).content else { panic!("{path} is no file") };
-    match &data.extents[..] {
-        [extent] => match extent.source {
-            ExtentSource::Device { device: 1, offset } => (offset, extent.len),
-            _ => panic!("{path}: {extent:?}"),
-        },
+    match data.place() {
+        Some((1, offset)) => (offset, data.size()),
         _ => panic!("{path}: {data:?}"),
     }
 }

@@ -31,8 +31,9 @@ fn data(tree: &Tree) -> &FileData {
 
 fn content(tree: &Tree, archive: &[u8]) -> Vec<u8> {
     let data = data(tree);
-    let mut bytes = vec![0; data.size as usize];
-    for Extent { file_offset, len, source } in &data.extents {
+    let mut bytes = vec![0; data.size() as usize];
+    for extent in data.extents() {
+        let Extent { file_offset, len, source } = extent.as_ref();
         let from = match source {
             ExtentSource::Inline(bytes) => &bytes[..],
             ExtentSource::Device { offset, .. } => &archive[*offset as usize..][..*len as usize],
@@ -51,10 +52,10 @@ fn whole_blocks_stay_in_the_device() {
         let archive = archive(8892, &[(1024, &a), (8192, &b)], how);
         let tree = walk(&archive, Limits::default()).unwrap();
         let found = data(&tree);
-        assert_eq!(found.size, 8892, "{how:?}");
-        let starts: Vec<(u64, u64)> = found.extents.iter().map(|e| (e.file_offset, e.len)).collect();
+        assert_eq!(found.size(), 8892, "{how:?}");
+        let starts: Vec<(u64, u64)> = found.extents().map(|e| (e.file_offset, e.len)).collect();
         assert_eq!(starts, [(1024, 1024), (8192, 700)], "{how:?}");
-        for extent in &found.extents {
+        for extent in found.extents() {
             assert!(matches!(extent.source, ExtentSource::Device { device: 1, .. }), "{how:?}");
         }
         let mut expected = vec![0; 8892];
@@ -76,7 +77,7 @@ fn parts_that_straddle_blocks_are_kept() {
         expected[600..1624].fill(2);
         expected[2000..2212].fill(3);
         assert_eq!(content(&tree, &archive), expected, "{how:?}");
-        for extent in &data(&tree).extents {
+        for extent in data(&tree).extents() {
             assert!(matches!(extent.source, ExtentSource::Inline(_)), "{how:?}");
             assert_eq!((extent.file_offset % 512, extent.len % 512), (0, 0), "{how:?}");
         }
@@ -88,8 +89,8 @@ fn runs_that_adjoin_are_one_extent() {
     let block = vec![9; 512];
     let archive = archive(1024, &[(0, &block), (512, &block), (1024, &[])], SparseFormat::Pax01);
     let tree = walk(&archive, Limits::default()).unwrap();
-    assert_eq!(data(&tree).extents.len(), 1);
-    assert_eq!(data(&tree).extents[0].len, 1024);
+    assert_eq!(data(&tree).extent_count(), 1);
+    assert_eq!(data(&tree).extents().next().unwrap().len, 1024);
 }
 
 #[test]
@@ -99,10 +100,10 @@ fn maps_may_be_long_or_empty() {
     for how in ALL {
         let long = archive(500 * 4096, &runs, how);
         let tree = walk(&long, Limits::default()).unwrap();
-        assert_eq!(data(&tree).extents.len(), 500, "{how:?}");
+        assert_eq!(data(&tree).extent_count(), 500, "{how:?}");
         let hole = archive(1 << 32, &[], how);
         let tree = walk(&hole, Limits::default()).unwrap();
-        assert_eq!(*data(&tree), FileData { size: 1 << 32, extents: Vec::new() }, "{how:?}");
+        assert_eq!(*data(&tree), FileData::new(1 << 32, Vec::new()), "{how:?}");
     }
 }
 
@@ -168,7 +169,7 @@ fn impossible_maps_are_refused() {
     // An unknown version is no sparse file to Go.
     let records: [(&str, &[u8]); 2] = [("GNU.sparse.major", b"2"), ("GNU.sparse.minor", b"0")];
     let script = Script::new().pax(&records).file("f", "plain").end();
-    assert_eq!(data(&walk(&script, Limits::default()).unwrap()).size, 5);
+    assert_eq!(data(&walk(&script, Limits::default()).unwrap()).size(), 5);
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn listing(tree: &Tree) -> Vec<String> {
             Content::Directory(entries) => {
                 for (name, id) in entries.iter().rev() {
                     let name = name.escape_ascii();
-                    todo.push((if path.is_empty() { name.to_string() } else { format!("{path}/{name}") }, *id));
+                    todo.push((if path.is_empty() { name.to_string() } else { format!("{path}/{name}") }, id));
                 }
                 "/".to_owned()
             }

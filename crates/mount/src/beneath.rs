@@ -65,7 +65,7 @@ fn find(root: &Path, path: &[u8]) -> Result<Option<Inode>, Errno> {
         mtime: st_mtime,
         mtime_nsec: st_mtime_nsec as u32,
         xattrs: xattrs(&found)?,
-        content: Content::Directory(BTreeMap::new()),
+        content: Content::Directory(Default::default()),
     }))
 }
 

@@ -1,6 +1,6 @@
 //! The files of an image that is being converted: paths to inodes, through symlinks, and inodes to device bytes.
 use clipper_format::merge::{self, MergeError};
-use clipper_format::tree::{Content, ExtentSource, InodeId, ROOT, Tree};
+use clipper_format::tree::{Content, Directory, ExtentSource, InodeId, ROOT, Tree};
 use std::ops::Range;
 
 /// Symlinks followed in one path, as by Linux.
@@ -51,7 +51,7 @@ impl ImageFiles {
                 b".." => drop(stack.pop()),
                 _ => {
                     let dir = stack.last().map_or(ROOT, |(_, id)| *id);
-                    let id = *self.tree.entries(dir)?.get(&name)?;
+                    let id = self.tree.entries(dir)?.get(&name)?;
                     match &self.tree.inode(id).content {
                         Content::Symlink(target) => {
                             links += 1;
@@ -84,7 +84,7 @@ impl ImageFiles {
     /// The names in a directory, in their order; none if it isn't one.
     pub fn names(&self, path: &[u8]) -> Vec<Vec<u8>> {
         let entries = self.resolve(path).and_then(|id| self.tree.entries(id));
-        entries.into_iter().flat_map(|entries| entries.keys().cloned()).collect()
+        entries.into_iter().flat_map(Directory::names).map(<[u8]>::to_vec).collect()
     }
 
     /// The regular files at `id`: itself, or all below it, depth first in the order of their names.
@@ -93,7 +93,7 @@ impl ImageFiles {
         while let Some(id) = todo.pop() {
             match &self.tree.inode(id).content {
                 Content::File(_) => files.push(id),
-                Content::Directory(entries) => todo.extend(entries.values().rev()),
+                Content::Directory(entries) => todo.extend(entries.ids().rev()),
                 _ => {}
             }
         }
@@ -104,7 +104,7 @@ impl ImageFiles {
     pub fn bytes(&self, id: InodeId, range: Range<u64>) -> Vec<LayerBytes> {
         let Content::File(data) = &self.tree.inode(id).content else { return Vec::new() };
         let mut found = Vec::new();
-        for extent in &data.extents {
+        for extent in data.extents() {
             let (start, end) = (range.start.max(extent.file_offset), range.end.min(extent.file_offset + extent.len));
             if let ExtentSource::Device { device, offset } = extent.source
                 && start < end
@@ -120,7 +120,7 @@ impl ImageFiles {
     /// Bytes of a regular file; 0 for everything else.
     pub fn size(&self, id: InodeId) -> u64 {
         match &self.tree.inode(id).content {
-            Content::File(data) => data.size,
+            Content::File(data) => data.size(),
             _ => 0,
         }
     }

@@ -1,7 +1,7 @@
 //! From an image back to a [`Tree`].
 use super::{ErofsError, FileKind, Image, ImageInode, ImageSource, MAX_DEPTH, Nid};
-use crate::tree::{Content, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
-use std::collections::{BTreeMap, HashMap};
+use crate::tree::{Content, Directory, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use std::collections::HashMap;
 
 /// Bytes of xattrs that a tree may have for each byte of its image (inodes share them), and in any case.
 const XATTR_BYTES: (u64, u64) = (64, 16 << 20);
@@ -56,9 +56,9 @@ impl Image {
         numbers: &mut HashMap<Nid, InodeId>,
         directories: &mut Vec<(Nid, InodeId)>,
         budget: &mut Budget,
-    ) -> Result<BTreeMap<Vec<u8>, InodeId>, ErofsError> {
+    ) -> Result<Directory, ErofsError> {
         let corrupt = |what| ErofsError::Corrupt { nid: nid.0, what };
-        let mut own = BTreeMap::new();
+        let mut own = Directory::default();
         let mut last: &[u8] = b"";
         for entry in self.entries(&self.inode(nid)?, 0)? {
             let entry = entry?;
@@ -96,7 +96,7 @@ impl Image {
                     id
                 }
             };
-            own.insert(entry.name.to_vec(), id);
+            own.insert(entry.name, id);
         }
         Ok(own)
     }
@@ -106,7 +106,7 @@ impl Image {
         budget.xattrs.spend(self.xattr_bytes(inode)?, inode.nid)?;
         let content = match inode.kind {
             FileKind::File => Content::File(self.tree_file(inode, budget)?),
-            FileKind::Directory => Content::Directory(BTreeMap::new()),
+            FileKind::Directory => Content::Directory(Directory::default()),
             FileKind::Symlink => {
                 budget.inline.spend(inode.size, inode.nid)?;
                 Content::Symlink(self.symlink(inode)?)
@@ -151,7 +151,7 @@ impl Image {
             };
             extents.push(Extent { file_offset: run.file_offset, len: run.len, source });
         }
-        Ok(FileData { size: inode.size, extents })
+        Ok(FileData::new(inode.size, extents))
     }
 }
 

@@ -4,8 +4,8 @@
 //! layers. So where a file's data begin in the tar can mostly be told from where the last file's ended.
 use super::columns::{Planes, put_column};
 use super::wire::{put_signed, put_varint};
-use crate::tree::{Content, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
-use std::collections::{BTreeMap, HashMap, btree_map};
+use crate::tree::{self, Content, Directory, ExtentSource, FileData, Inode, ROOT, Tree};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 /// Most memory that a tree may take, bytes, by [`Room`]'s reckoning.
@@ -134,10 +134,14 @@ struct Columns<'t> {
     sizes: Planes,
 }
 
+/// No number yet.
+const UNSEEN: u32 = u32::MAX;
+
 /// A tree being walked.
 struct Packer<'t, 'r> {
     tree: &'t Tree,
-    numbers: Vec<Option<u64>>,
+    /// The number that each inode got; [`UNSEEN`] before.
+    numbers: Vec<u32>,
     inodes: u64,
     place: Place,
     room: &'r mut Room,
@@ -146,7 +150,10 @@ struct Packer<'t, 'r> {
 
 /// Packs a tree that EROFS can hold, if there is room for it.
 pub fn pack(tree: &Tree, room: &mut Room) -> Result<Vec<u8>, &'static str> {
-    let numbers = vec![None; tree.inodes.len()];
+    if tree.inodes.len() >= UNSEEN as usize {
+        return Err("more inodes than a tree may have");
+    }
+    let numbers = vec![UNSEEN; tree.inodes.len()];
     let mut packer = Packer { tree, numbers, inodes: 0, place: Place::START, room, columns: Columns::default() };
     packer.walk()?;
     Ok(packer.finish())
@@ -155,10 +162,9 @@ pub fn pack(tree: &Tree, room: &mut Room) -> Result<Vec<u8>, &'static str> {
 impl<'t> Packer<'t, '_> {
     fn walk(&mut self) -> Result<(), &'static str> {
         let tree = self.tree;
-        self.numbers[ROOT] = Some(0);
+        self.numbers[ROOT] = 0;
         self.inode(tree.inode(ROOT))?;
-        let mut open: Vec<btree_map::Iter<'_, Vec<u8>, InodeId>> =
-            tree.entries(ROOT).map(BTreeMap::iter).into_iter().collect();
+        let mut open: Vec<tree::Iter<'_>> = tree.entries(ROOT).map(Directory::iter).into_iter().collect();
         while let Some(entries) = open.last_mut() {
             let Some((name, id)) = entries.next() else {
                 open.pop();
@@ -168,14 +174,15 @@ impl<'t> Packer<'t, '_> {
             self.columns.names.extend_from_slice(name);
             self.columns.names.push(0);
             self.place.pass_name();
-            if let Some(number) = self.numbers[*id] {
+            if self.numbers[id] != UNSEEN {
                 put_varint(&mut self.columns.kinds, 0);
-                put_varint(&mut self.columns.links, self.inodes - number);
+                put_varint(&mut self.columns.links, self.inodes - u64::from(self.numbers[id]));
                 continue;
             }
-            self.numbers[*id] = Some(self.inodes);
-            self.inode(tree.inode(*id))?;
-            open.extend(tree.entries(*id).map(BTreeMap::iter));
+            // At most as many as the tree has.
+            self.numbers[id] = self.inodes as u32;
+            self.inode(tree.inode(id))?;
+            open.extend(tree.entries(id).map(Directory::iter));
         }
         Ok(())
     }
@@ -210,23 +217,19 @@ impl<'t> Packer<'t, '_> {
 
     fn file(&mut self, file: &FileData) -> Result<(), &'static str> {
         let columns = &mut self.columns;
-        columns.sizes.push(file.size);
-        if file.size == 0 {
+        columns.sizes.push(file.size());
+        if file.size() == 0 {
             return Ok(());
         }
-        self.room.take(file.extents.len() as u64, 0)?;
-        if let [extent] = file.extents.as_slice()
-            && let ExtentSource::Device { device, offset } = extent.source
-            && device == self.place.device
-            && extent.len == file.size
-        {
+        self.room.take(file.extent_count() as u64, 0)?;
+        if let Some((device, offset)) = file.place().filter(|(device, _)| *device == self.place.device) {
             put_varint(&mut columns.shapes, 0);
-            put_signed(&mut columns.positions, self.place.pass_data(device, offset, extent.len));
+            put_signed(&mut columns.positions, self.place.pass_data(device, offset, file.size()));
             return Ok(());
         }
-        put_varint(&mut columns.shapes, file.extents.len() as u64 + 1);
+        put_varint(&mut columns.shapes, file.extent_count() as u64 + 1);
         let mut end = 0;
-        for extent in &file.extents {
+        for extent in file.extents() {
             put_varint(&mut columns.parts, extent.file_offset - end);
             put_varint(&mut columns.parts, extent.len);
             end = extent.file_offset + extent.len;
@@ -307,10 +310,10 @@ mod tests {
         inodes[3].content = Content::Symlink(vec![b'x'; 500]);
         let source = ExtentSource::Inline(vec![7; 700]);
         let extents = vec![crate::tree::Extent { file_offset: 0, len: 700, source }];
-        inodes[4].content = Content::File(FileData { size: 700, extents });
+        inodes[4].content = Content::File(FileData::new(700, extents));
         let source = ExtentSource::Device { device: 1, offset: 0 };
         let extents = vec![crate::tree::Extent { file_offset: 0, len: 50, source }];
-        inodes[5].content = Content::File(FileData { size: 50, extents });
+        inodes[5].content = Content::File(FileData::new(50, extents));
         let names = ["a", "bb", "ccc", "dddd", "eeeee", "fff"].into_iter().zip([1, 2, 3, 4, 5, 5]);
         let entries = names.map(|(name, id)| (name.as_bytes().to_vec(), id)).collect();
         inodes[ROOT].content = Content::Directory(entries);

@@ -4,8 +4,7 @@ use super::pack::{Place, Room, UNIT, Xattrs};
 use super::packed::PackError;
 use super::wire::{Malformed, Reader};
 use crate::erofs::MAX_DEPTH;
-use crate::tree::{Content, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
-use std::collections::BTreeMap;
+use crate::tree::{Content, Directory, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
 
 /// Most bytes of a tree's columns together.
 const COLUMNS_MAX: u64 = 256 << 20;
@@ -179,7 +178,7 @@ impl Unpacker<'_> {
                 return Err(Malformed("directories are nested too deep"));
             }
             if let Some(Inode { content: Content::Directory(entries), .. }) = inodes.get_mut(parent) {
-                entries.insert(name.to_vec(), id);
+                entries.insert(name, id);
             }
         }
         if inodes.len() as u64 != count {
@@ -217,7 +216,7 @@ impl Unpacker<'_> {
             2 => Content::CharDevice(self.device_number()?),
             4 => {
                 open.push(Open { id, left: self.counts.varint()?, last: Vec::new() });
-                Content::Directory(BTreeMap::new())
+                Content::Directory(Directory::default())
             }
             6 => Content::BlockDevice(self.device_number()?),
             8 => Content::File(self.file()?),
@@ -241,18 +240,17 @@ impl Unpacker<'_> {
 
     fn file(&mut self) -> Result<FileData, Malformed> {
         let size = *self.sizes.next().ok_or(ENDS)?;
-        let mut file = FileData { size, extents: Vec::new() };
         if size == 0 {
-            return Ok(file);
+            return Ok(FileData::default());
         }
-        match self.shapes.varint()? {
+        let file = match self.shapes.varint()? {
             0 => {
                 self.room.take(1, 0)?;
-                let source = self.device_data(self.place.device, size)?;
-                file.extents.push(Extent { file_offset: 0, len: size, source });
+                let device = self.place.device;
+                FileData::whole(size, device, self.device_data(device, size)?)
             }
             parts => {
-                let mut end = 0u64;
+                let (mut end, mut extents) = (0u64, Vec::new());
                 for _ in 1..parts {
                     self.room.take(1, 0)?;
                     let file_offset = end.checked_add(self.parts.varint()?).ok_or(ENDS)?;
@@ -264,19 +262,23 @@ impl Unpacker<'_> {
                             self.room.take(0, bytes.len())?;
                             ExtentSource::Inline(bytes.to_vec())
                         }
-                        device => self.device_data(u16::try_from(device).map_err(|_| ENDS)?, len)?,
+                        device => {
+                            let device = u16::try_from(device).map_err(|_| ENDS)?;
+                            ExtentSource::Device { device, offset: self.device_data(device, len)? }
+                        }
                     };
-                    file.extents.push(Extent { file_offset, len, source });
+                    extents.push(Extent { file_offset, len, source });
                 }
+                FileData::new(size, extents)
             }
-        }
+        };
         check_extents(&file, self.device_sizes)?;
         Ok(file)
     }
 
-    fn device_data(&mut self, device: u16, len: u64) -> Result<ExtentSource, Malformed> {
+    fn device_data(&mut self, device: u16, len: u64) -> Result<u64, Malformed> {
         let offset = self.place.offset(device, self.positions.signed()?, len);
-        Ok(ExtentSource::Device { device, offset: offset.ok_or(Malformed("data at an impossible place"))? })
+        offset.ok_or(Malformed("data at an impossible place"))
     }
 
     fn is_empty(&self) -> bool {
@@ -311,8 +313,8 @@ fn must_be_target(target: &[u8]) -> Result<(), &'static str> {
 /// Checks a file's extents.
 fn check_extents(file: &FileData, device_sizes: &[u64]) -> Result<(), &'static str> {
     let mut position = 0;
-    for extent in &file.extents {
-        let end = extent.file_offset.checked_add(extent.len).filter(|end| *end <= file.size);
+    for extent in file.extents() {
+        let end = extent.file_offset.checked_add(extent.len).filter(|end| *end <= file.size());
         let end = end.ok_or("an extent beyond the end of its file")?;
         if extent.len == 0 || extent.file_offset < position {
             return Err("extents that are empty, overlap or are out of order");

@@ -59,10 +59,10 @@ pub(super) fn resolve(layers: &mut [Tree], below: &mut dyn FnMut(&[u8]) -> Below
                     .filter(|found| found.perm & 0o2000 != 0)
                     .map(|found| Group { gid: found.gid, only_early: !inherits.owner });
             }
-            for (name, &child) in tree.entries(id).into_iter().flatten() {
+            for (name, child) in tree.entries(id).into_iter().flatten() {
                 let inode = tree.inodes.get(child).ok_or(broken(child))?;
                 if matches!(inode.content, Content::Directory(_)) {
-                    todo.push(Step::Enter { id: child, name: name.clone(), group: handed_down });
+                    todo.push(Step::Enter { id: child, name: name.to_vec(), group: handed_down });
                 }
             }
         }

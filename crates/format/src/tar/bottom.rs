@@ -5,7 +5,7 @@
 //! listed or not (`applyNaive` in archive/tar.go). The layer's tree keeps them, since above other layers they stay,
 //! and lists them for the merge in [`BOTTOM_XATTR`].
 use super::error::Problem;
-use crate::tree::{BOTTOM_XATTR, Content, InodeId, Tree};
+use crate::tree::{BOTTOM_XATTR, Content, Directory, InodeId, Tree};
 use std::collections::BTreeSet;
 
 /// Entries looked at below opaque markers, in all of a layer: far more than any real layer has.
@@ -23,7 +23,7 @@ impl Bottom {
     pub fn opaque(&mut self, tree: &Tree, dir: InodeId) -> Result<(), Problem> {
         let mut todo = vec![dir];
         while let Some(dir) = todo.pop() {
-            for (name, &child) in tree.entries(dir).into_iter().flatten() {
+            for (name, child) in tree.entries(dir).into_iter().flatten() {
                 self.steps += 1;
                 if self.steps > STEPS_MAX {
                     return Err(Problem::Limit { what: "entries below opaque markers", limit: STEPS_MAX });
@@ -33,8 +33,8 @@ impl Bottom {
                     continue;
                 }
                 if inode.inherits().is_some_and(|inherits| inherits.owner) {
-                    self.gone.insert((dir, name.clone()));
-                } else if !self.gone.contains(&(dir, name.clone())) {
+                    self.gone.insert((dir, name.to_vec()));
+                } else if !self.gone.contains(&(dir, name.to_vec())) {
                     todo.push(child);
                 }
             }
@@ -47,9 +47,9 @@ impl Bottom {
         if self.gone.is_empty() || !self.gone.remove(&(dir, name.to_vec())) {
             return;
         }
-        let Some(&child) = tree.entries(dir).and_then(|entries| entries.get(name)) else { return };
-        for name in tree.entries(child).into_iter().flatten().map(|(name, _)| name) {
-            self.gone.insert((child, name.clone()));
+        let Some(child) = tree.entries(dir).and_then(|entries| entries.get(name)) else { return };
+        for name in tree.entries(child).into_iter().flat_map(Directory::names) {
+            self.gone.insert((child, name.to_vec()));
         }
     }
 

@@ -5,7 +5,7 @@ use super::limits::Limits;
 use super::pax::Records;
 use super::sparse::{Capture, DataMap, PaxSparse, Plan, Segment, map_in_records, old_gnu_entries};
 use super::unpack::{Entry, Unpacker};
-use crate::tree::{Content, Extent, ExtentSource, FileData, InodeId, Tree};
+use crate::tree::{Content, FileData, InodeId, Tree};
 use std::collections::VecDeque;
 
 /// Walks one layer's uncompressed tar, in pieces of any size, and makes the layer's own [`Tree`].
@@ -358,8 +358,7 @@ impl LayerWalker {
 
     fn plain(&mut self, mut entry: Entry, size: u64) -> Result<(), Problem> {
         if size > 0 {
-            let source = ExtentSource::Device { device: 1, offset: self.offset };
-            entry.data = FileData { size, extents: vec![Extent { file_offset: 0, len: size, source }] };
+            entry.data = FileData::whole(size, 1, self.offset);
         }
         self.unpacker.apply(entry)?;
         self.skip(size, padding(size))
@@ -472,7 +471,7 @@ fn capture(captures: &mut VecDeque<Capture>, inode: &mut crate::tree::Inode, off
         // The pieces come in archive order, and none starts before the bytes at hand.
         let from = (piece.start - offset) as usize;
         let taken = piece.len.min(bytes.len() - from);
-        if let Some(Extent { source: ExtentSource::Inline(kept), .. }) = data.extents.get_mut(piece.extent) {
+        if let Some(kept) = data.inline_mut(piece.extent) {
             kept[piece.at..piece.at + taken].copy_from_slice(&bytes[from..from + taken]);
         }
         piece.start += taken as u64;

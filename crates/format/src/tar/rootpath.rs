@@ -80,7 +80,7 @@ impl Walk<'_> {
             }
             let Some(dir) = at else { continue };
             let Some(entries) = self.tree.entries(dir) else { return Err(Problem::NotADirectory(cleaned.clone())) };
-            let inode = entries.get(name).and_then(|id| Some((*id, self.tree.inodes.get(*id)?)));
+            let inode = entries.get(name).and_then(|id| Some((id, self.tree.inodes.get(id)?)));
             at = match inode {
                 Some((_, inode)) if matches!(inode.content, Content::Symlink(_)) => return Ok(None),
                 Some((_, inode)) if inode.is_whiteout() => None,
@@ -145,7 +145,7 @@ pub(crate) fn find(tree: &Tree, path: &[u8]) -> Result<Found, Problem> {
             trail.pop();
             continue;
         }
-        let Some((&id, inode)) = entries.get(name).and_then(|id| Some((id, tree.inodes.get(*id)?))) else {
+        let Some((id, inode)) = entries.get(name).and_then(|id| Some((id, tree.inodes.get(id)?))) else {
             return Ok(Found::Nothing);
         };
         match &inode.content {
@@ -220,7 +220,7 @@ mod tests {
             let id = tree.inodes.len();
             tree.inodes.push(Inode { content, ..Inode::empty_directory() });
             let Content::Directory(entries) = &mut tree.inodes[dir].content else { panic!("{path}") };
-            entries.insert(name.as_bytes().to_vec(), id);
+            entries.insert(name.as_bytes(), id);
         };
         for dir in dirs {
             add(dir, Content::Directory(Default::default()));

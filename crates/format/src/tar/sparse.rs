@@ -159,21 +159,21 @@ impl Plan {
         if total != packed {
             return Err(Problem::Sparse("the map doesn't cover exactly the data that is there"));
         }
-        let mut layout = Layout { size, inline_max, plan: Self::default() };
+        let mut layout = Layout { size, inline_max, extents: Vec::new(), plan: Self::default() };
         let mut from = start;
         for segment in segments.iter().filter(|segment| segment.len > 0) {
             let (offset, len) = (segment.offset as u64, segment.len as u64);
             layout.segment(offset, len, from)?;
             from = from.checked_add(len).ok_or(Problem::Number("size"))?;
         }
-        layout.plan.data.size = size;
-        Ok(layout.plan)
+        Ok(Self { data: FileData::new(size, layout.extents), ..layout.plan })
     }
 }
 
 struct Layout {
     size: u64,
     inline_max: u64,
+    extents: Vec<Extent>,
     plan: Plan,
 }
 
@@ -193,7 +193,7 @@ impl Layout {
     }
 
     fn device(&mut self, file_offset: u64, len: u64, offset: u64) {
-        if let Some(previous) = self.plan.data.extents.last_mut()
+        if let Some(previous) = self.extents.last_mut()
             && let ExtentSource::Device { offset: before, .. } = previous.source
             && previous.file_offset + previous.len == file_offset
             && before + previous.len == offset
@@ -201,7 +201,7 @@ impl Layout {
             previous.len += len;
             return;
         }
-        self.plan.data.extents.push(Extent { file_offset, len, source: ExtentSource::Device { device: 1, offset } });
+        self.extents.push(Extent { file_offset, len, source: ExtentSource::Device { device: 1, offset } });
     }
 
     /// Keeps `len` bytes, and with them the whole blocks that they are in, in the tree.
@@ -214,7 +214,7 @@ impl Layout {
         let block = BLOCK as u64;
         let start = offset - offset % block;
         let end = (offset + len).next_multiple_of(block).min(self.size);
-        let extents = &mut self.plan.data.extents;
+        let extents = &mut self.extents;
         // Pieces that share a block, or adjoin, share an extent.
         let joins = extents.last().is_some_and(|previous| {
             matches!(previous.source, ExtentSource::Inline(_)) && previous.file_offset + previous.len >= start

@@ -6,7 +6,7 @@ use super::limits::Limits;
 use super::rootpath::{Found, NAME_MAX, clean, components, find, join, lstat, root_path, split};
 use super::xattrs;
 use crate::tree::{
-    Content, DeviceNumber, FileData, IMPLICIT_XATTR, Inherits, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree,
+    Content, DeviceNumber, Directory, FileData, IMPLICIT_XATTR, Inherits, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree,
 };
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -200,7 +200,7 @@ impl Unpacker {
     fn make_explicit(&mut self, id: InodeId) {
         let Some(inherits) = self.tree.inode(id).inherits().filter(|inherits| inherits.owner) else { return };
         self.tree.inodes[id].set_inherits(Inherits { owner: false, time: false, ..inherits });
-        let children: Vec<InodeId> = self.tree.entries(id).into_iter().flatten().map(|(_, id)| *id).collect();
+        let children: Vec<InodeId> = self.tree.entries(id).into_iter().flat_map(Directory::ids).collect();
         for child in children {
             let inode = &mut self.tree.inodes[child];
             if let Some(inherits) = inode.inherits() {
@@ -259,7 +259,7 @@ impl Unpacker {
     }
 
     fn child(&self, dir: InodeId, name: &[u8]) -> Option<InodeId> {
-        self.tree.entries(dir)?.get(name).copied()
+        self.tree.entries(dir)?.get(name)
     }
 
     fn remove(&mut self, dir: InodeId, name: &[u8]) {
@@ -273,7 +273,7 @@ impl Unpacker {
     fn add(&mut self, dir: InodeId, name: &[u8], inode: Inode) -> Result<InodeId, Problem> {
         let content = match &inode.content {
             Content::Symlink(target) => target.len(),
-            Content::File(data) => data.extents.len() * size_of::<crate::tree::Extent>(),
+            Content::File(data) => data.extent_count() * size_of::<crate::tree::Extent>(),
             _ => 0,
         };
         self.spend(size_of::<Inode>() + content)?;
@@ -286,7 +286,7 @@ impl Unpacker {
     fn link(&mut self, dir: InodeId, name: &[u8], id: InodeId) -> Result<(), Problem> {
         self.spend(name.len() + 64)?;
         if let Content::Directory(entries) = &mut self.tree.inodes[dir].content {
-            entries.insert(name.to_vec(), id);
+            entries.insert(name, id);
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! Random trees for the tests of what trees are stored in.
-use clipper_format::tree::{Content, DeviceNumber, Extent, ExtentSource, FileData, Inode, ROOT, Tree};
+use clipper_format::tree::{Content, DeviceNumber, Directory, Extent, ExtentSource, FileData, Inode, ROOT, Tree};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -18,34 +18,34 @@ fn any_file() -> impl Strategy<Value = FileData> {
             .prop_map(|(blocks, byte)| { (blocks, Some(ExtentSource::Inline(vec![byte; blocks as usize * 512]))) }),
     ];
     (prop::collection::vec(part, 0..5), 0..512u64).prop_map(|(parts, cut)| {
-        let mut file = FileData::default();
+        let (mut size, mut extents) = (0, Vec::<Extent>::new());
         for (blocks, source) in parts {
             let len = blocks * 512;
-            match (file.extents.last_mut(), source) {
+            match (extents.last_mut(), source) {
                 (_, None) => {}
-                (Some(last), Some(source)) if continues(last, file.size, &source) => {
+                (Some(last), Some(source)) if continues(last, size, &source) => {
                     last.len += len;
                     if let (ExtentSource::Inline(bytes), ExtentSource::Inline(more)) = (&mut last.source, source) {
                         bytes.extend(more);
                     }
                 }
-                (_, Some(source)) => file.extents.push(Extent { file_offset: file.size, len, source }),
+                (_, Some(source)) => extents.push(Extent { file_offset: size, len, source }),
             }
-            file.size += len;
+            size += len;
         }
-        let cut = cut.min(file.size);
-        match file.extents.last_mut() {
-            Some(last) if last.file_offset + last.len == file.size => {
+        let cut = cut.min(size);
+        match extents.last_mut() {
+            Some(last) if last.file_offset + last.len == size => {
                 last.len -= cut;
                 if let ExtentSource::Inline(bytes) = &mut last.source {
                     bytes.truncate(last.len as usize);
                 }
-                file.extents.retain(|extent| extent.len > 0);
+                extents.retain(|extent| extent.len > 0);
             }
             _ => {}
         }
-        file.size -= cut;
-        file
+        size -= cut;
+        FileData::new(size, extents)
     })
 }
 
@@ -63,7 +63,7 @@ fn continues(last: &Extent, position: u64, next: &ExtentSource) -> bool {
 fn any_inode() -> impl Strategy<Value = Inode> {
     let number = (0..4096u32, 0..1u32 << 20).prop_map(|(major, minor)| DeviceNumber { major, minor });
     let content = prop_oneof![
-        3 => Just(Content::Directory(BTreeMap::new())),
+        3 => Just(Content::Directory(Directory::default())),
         4 => any_file().prop_map(Content::File),
         2 => prop::collection::vec(1..=255u8, 1..600).prop_map(Content::Symlink),
         1 => number.clone().prop_map(Content::CharDevice),
@@ -115,8 +115,10 @@ pub fn any_tree() -> impl Strategy<Value = Tree> {
             inodes.push(inode);
             let parent = directories[place.index(directories.len())];
             for name in [Some(name), second.filter(|_| !is_directory)].into_iter().flatten() {
-                if let Content::Directory(entries) = &mut inodes[parent].content {
-                    entries.entry(name).or_insert(id);
+                if let Content::Directory(entries) = &mut inodes[parent].content
+                    && entries.get(&name).is_none()
+                {
+                    entries.insert(&name, id);
                 }
             }
             if is_directory {

@@ -1,12 +1,11 @@
 //! Trees that no layer's tar leads to here, mounted without any device: holes, data in the tree, times before 1970.
 use clipper_format::{
     erofs,
-    tree::{Content, DeviceNumber, Extent, ExtentSource, FileData, Inode, Tree},
+    tree::{Content, DeviceNumber, Directory, Extent, ExtentSource, FileData, Inode, Tree},
 };
 use clipper_mount::{LazyError, LazyImage, MountOptions, Mounted};
 use rustix::fs::{SeekFrom, seek};
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
 };
@@ -19,16 +18,16 @@ const SIZE: usize = (3 << 20) + 1;
 
 fn image() -> LazyImage {
     let mut tree = Tree { inodes: vec![Inode::empty_directory()], device_sizes: Vec::new() };
-    let mut names = BTreeMap::new();
+    let mut names = Directory::default();
     let mut add = |name: &str, content, mtime, mtime_nsec| {
         let id = tree.inodes.len();
         tree.inodes.push(Inode { content, mtime, mtime_nsec, perm: 0o644, ..Inode::empty_directory() });
-        names.insert(name.as_bytes().to_vec(), id);
+        names.insert(name.as_bytes(), id);
     };
     let data = ExtentSource::Inline(content()[DATA..DATA + LEN].to_vec());
     let extents = vec![Extent { file_offset: DATA as u64, len: LEN as u64, source: data }];
-    add("sparse", Content::File(FileData { size: SIZE as u64, extents }), -1, 999_999_999);
-    add("hole", Content::File(FileData { size: 10_000, extents: Vec::new() }), -62_135_596_800, 1);
+    add("sparse", Content::File(FileData::new(SIZE as u64, extents)), -1, 999_999_999);
+    add("hole", Content::File(FileData::new(10_000, Vec::new())), -62_135_596_800, 1);
     add("empty", Content::File(FileData::default()), i64::from(i32::MAX) + 1, 0);
     add("socket", Content::Socket, 0, 0);
     add("device", Content::CharDevice(DeviceNumber { major: 4095, minor: 0xf_ffff }), 0, 0);

@@ -1,8 +1,7 @@
 //! How a file's, a directory's or a symlink's data are laid out.
 use crate::erofs::FileKind;
 use crate::erofs::ondisk::{BLOCK, BLOCK_BITS, CHUNK_BITS, CHUNK_INDEX, CHUNK_INDEXES, DIRENT, NULL_BLOCK};
-use crate::tree::{ExtentSource, FileData, InodeId};
-use std::collections::BTreeMap;
+use crate::tree::{Directory, ExtentSource, FileData, InodeId};
 
 /// Largest table of chunk indexes for one file, bytes.
 const CHUNK_TABLE_MAX: u64 = 64 << 20;
@@ -52,14 +51,14 @@ struct Piece {
 impl Data {
     /// Lays out a regular file.
     pub fn of_file(file: &FileData, device_sizes: &[u64]) -> Result<Self, String> {
-        if i64::try_from(file.size).is_err() {
+        if i64::try_from(file.size()).is_err() {
             return Err("larger than Linux's largest file".to_owned());
         }
         let pieces = pieces(file, device_sizes)?;
-        let blocks = file.size.div_ceil(BLOCK);
+        let blocks = file.size().div_ceil(BLOCK);
         let whole = pieces.len() == 1 && pieces[0].device == 0 && pieces[0].count == blocks;
-        if whole || file.size == 0 {
-            return Ok(Self::Flat { tail: false, size: file.size });
+        if whole || file.size() == 0 {
+            return Ok(Self::Flat { tail: false, size: file.size() });
         }
         // Chunks must not straddle the border of a piece, but may reach beyond the file's end.
         let borders = pieces.iter().flat_map(|p| [p.first, p.first + p.count]).filter(|b| *b != 0 && *b < blocks);
@@ -69,7 +68,7 @@ impl Data {
         if count * CHUNK_INDEX > CHUNK_TABLE_MAX {
             return Err(format!(
                 "a sparse file of {} bytes with parts as small as {} bytes would need a chunk table of more than {} MiB",
-                file.size,
+                file.size(),
                 BLOCK << bits,
                 CHUNK_TABLE_MAX >> 20
             ));
@@ -128,7 +127,7 @@ impl Chunks {
     /// Copies the bytes that `file` keeps in the tree to its own blocks, which are the first of `blocks`.
     pub fn put_inline(&self, file: &FileData, blocks: &mut [u8]) {
         let own = self.pieces.iter().filter(|piece| piece.device == 0);
-        for extent in &file.extents {
+        for extent in file.extents() {
             let ExtentSource::Inline(bytes) = &extent.source else { continue };
             let block = extent.file_offset >> BLOCK_BITS;
             let piece = own.clone().find(|piece| piece.first <= block && block < piece.first + piece.count);
@@ -141,8 +140,8 @@ impl Chunks {
 
 /// The bytes of a file that lies wholly in the tree.
 pub fn inline_bytes(file: &FileData) -> Vec<u8> {
-    let mut all = vec![0; file.size as usize];
-    for extent in &file.extents {
+    let mut all = vec![0; file.size() as usize];
+    for extent in file.extents() {
         if let ExtentSource::Inline(bytes) = &extent.source {
             let at = extent.file_offset as usize;
             all[at..at + bytes.len()].copy_from_slice(bytes);
@@ -153,11 +152,11 @@ pub fn inline_bytes(file: &FileData) -> Vec<u8> {
 
 /// Checks the extents and puts together what belongs together.
 fn pieces(file: &FileData, device_sizes: &[u64]) -> Result<Vec<Piece>, String> {
-    let mut pieces: Vec<Piece> = Vec::with_capacity(file.extents.len());
+    let mut pieces: Vec<Piece> = Vec::with_capacity(file.extent_count());
     let mut own_blocks = 0;
     let mut position = 0;
-    for extent in &file.extents {
-        let end = extent.file_offset.checked_add(extent.len).filter(|end| *end <= file.size);
+    for extent in file.extents() {
+        let end = extent.file_offset.checked_add(extent.len).filter(|end| *end <= file.size());
         let end = end.ok_or("an extent beyond the end of the file")?;
         if extent.file_offset < position || extent.len == 0 {
             return Err("extents that overlap, are empty or out of order".to_owned());
@@ -169,7 +168,7 @@ fn pieces(file: &FileData, device_sizes: &[u64]) -> Result<Vec<Piece>, String> {
         let last_end = last.as_ref().map_or(0, |piece| piece.first + piece.count);
         match &extent.source {
             ExtentSource::Device { device, offset } => {
-                if extent.file_offset % BLOCK != 0 || offset % BLOCK != 0 || (end % BLOCK != 0 && end != file.size) {
+                if extent.file_offset % BLOCK != 0 || offset % BLOCK != 0 || (end % BLOCK != 0 && end != file.size()) {
                     return Err("an extent that isn't on 512-byte boundaries".to_owned());
                 }
                 let size = device.checked_sub(1).and_then(|n| device_sizes.get(usize::from(n))).copied();
@@ -213,9 +212,9 @@ fn pieces(file: &FileData, device_sizes: &[u64]) -> Result<Vec<Piece>, String> {
 }
 
 /// A directory's entries in the order of their names, with `.` and `..`.
-pub fn entries_of(entries: &BTreeMap<Vec<u8>, InodeId>, own: InodeId, parent: InodeId) -> Vec<(&[u8], InodeId)> {
+pub fn entries_of(entries: &Directory, own: InodeId, parent: InodeId) -> Vec<(&[u8], InodeId)> {
     let mut all: Vec<(&[u8], InodeId)> = Vec::with_capacity(entries.len() + 2);
-    all.extend(entries.iter().map(|(name, id)| (name.as_slice(), *id)));
+    all.extend(entries);
     for (name, id) in [(&b"."[..], own), (b"..", parent)] {
         all.insert(all.partition_point(|(other, _)| *other < name), (name, id));
     }

@@ -31,7 +31,7 @@ const DEVICES_MAX: usize = 4096;
 /// one directory), or a bound: directories deeper than [`MAX_DEPTH`](super::MAX_DEPTH), chunk tables over 64 MiB for
 /// one file, an image of over 1 GiB.
 pub fn write(tree: &Tree) -> Result<Vec<u8>, ErofsError> {
-    let plan = plan(tree)?;
+    let plan = Plan::new(tree, meta_start(tree)?)?;
     let mut image = vec![0; plan.image_size() as usize];
     for (n, size) in tree.device_sizes.iter().enumerate() {
         put_device(&mut image, SUPER_OFFSET + SUPER_SIZE + n * DEVICE_SLOT, *size);
@@ -68,10 +68,11 @@ pub fn write(tree: &Tree) -> Result<Vec<u8>, ErofsError> {
 /// # Errors
 /// As [`write`].
 pub fn check(tree: &Tree) -> Result<(), ErofsError> {
-    plan(tree).map(|_| ())
+    plan::outline(tree, meta_start(tree)?, drop).map(|_| ())
 }
 
-fn plan(tree: &Tree) -> Result<Plan<'_>, ErofsError> {
+/// Where the inodes start, behind the table of devices.
+fn meta_start(tree: &Tree) -> Result<u64, ErofsError> {
     let devices = &tree.device_sizes;
     if devices.len() > DEVICES_MAX {
         return Err(ErofsError::Tree(format!("it has {} devices, more than {DEVICES_MAX}", devices.len())));
@@ -79,7 +80,7 @@ fn plan(tree: &Tree) -> Result<Plan<'_>, ErofsError> {
     if let Some(size) = devices.iter().find(|size| size.div_ceil(BLOCK) >= u64::from(NULL_BLOCK)) {
         return Err(ErofsError::Tree(format!("a device of {size} bytes is larger than 2 TiB")));
     }
-    Plan::new(tree, (SUPER_OFFSET + SUPER_SIZE + DEVICE_SLOT * devices.len()) as u64)
+    Ok((SUPER_OFFSET + SUPER_SIZE + DEVICE_SLOT * devices.len()) as u64)
 }
 
 fn put(image: &mut [u8], at: usize, bytes: &[u8]) {

@@ -44,40 +44,26 @@ pub struct Planned {
     pub blocks: Option<u64>,
 }
 
-/// An inode that a name leads to.
+/// An inode that a name leads to. There may be millions, so they are small.
 struct Named {
-    id: InodeId,
-    parent: InodeId,
+    id: u32,
+    parent: u32,
     nlink: u32,
 }
 
 impl<'t> Plan<'t> {
     /// Plans an image whose inodes start at byte `meta_start`.
     pub fn new(tree: &'t Tree, meta_start: u64) -> Result<Self, ErofsError> {
-        let named = walk(tree)?;
-        let time = commonest_time(named.iter().map(|named| tree.inode(named.id)));
-        let shared = Shared::new(named.iter().map(|named| tree.inode(named.id)));
-        let mut inodes = Vec::with_capacity(named.len());
-        for named in &named {
-            let planned = plan_inode(tree, named, &shared, time);
-            inodes.push(planned.map_err(|problem| at(tree, named.id, problem))?);
-        }
-        let mut offsets = vec![0; tree.inodes.len()];
-        let mut end = meta_start;
-        for planned in &mut inodes {
-            end = place(planned, end);
+        let (mut inodes, mut offsets) = (Vec::new(), vec![0; tree.inodes.len()]);
+        let Outline { shared, shared_offset, first_block, size, time } = outline(tree, meta_start, |planned| {
             offsets[planned.id] = planned.offset;
-        }
-        let shared_offset = end.next_multiple_of(BLOCK);
-        let mut block = (shared_offset + shared.bytes().len() as u64).div_ceil(BLOCK);
+            inodes.push(planned);
+        })?;
+        let mut block = first_block;
         for planned in &mut inodes {
             let count = planned.data.blocks();
             planned.blocks = (count > 0).then_some(block);
-            block = block.saturating_add(count);
-        }
-        let size = block.saturating_mul(BLOCK);
-        if size > IMAGE_MAX {
-            return Err(ErofsError::Tree(format!("the image would have {size} bytes, more than {IMAGE_MAX}")));
+            block += count;
         }
         Ok(Self { inodes, offsets, shared, shared_offset, size, time })
     }
@@ -118,47 +104,84 @@ impl<'t> Plan<'t> {
     }
 }
 
+/// What an image is made of besides its inodes.
+pub struct Outline<'t> {
+    shared: Shared<'t>,
+    shared_offset: u64,
+    first_block: u64,
+    size: u64,
+    time: (i64, u32),
+}
+
+/// Places all inodes, in their order in the image, and hands each to `each`, but for the address of its blocks.
+pub fn outline(tree: &Tree, meta_start: u64, mut each: impl FnMut(Planned)) -> Result<Outline<'_>, ErofsError> {
+    let named = walk(tree)?;
+    let inodes = || named.iter().map(|named| tree.inode(named.id as InodeId));
+    let time = commonest_time(inodes());
+    let shared = Shared::new(inodes());
+    let (mut end, mut blocks) = (meta_start, 0u64);
+    for named in &named {
+        let planned = plan_inode(tree, named, &shared, time);
+        let mut planned = planned.map_err(|problem| at(tree, named.id as InodeId, problem))?;
+        end = place(&mut planned, end);
+        blocks = blocks.saturating_add(planned.data.blocks());
+        each(planned);
+    }
+    let shared_offset = end.next_multiple_of(BLOCK);
+    let first_block = (shared_offset + shared.bytes().len() as u64).div_ceil(BLOCK);
+    let size = first_block.saturating_add(blocks).saturating_mul(BLOCK);
+    if size > IMAGE_MAX {
+        return Err(ErofsError::Tree(format!("the image would have {size} bytes, more than {IMAGE_MAX}")));
+    }
+    Ok(Outline { shared, shared_offset, first_block, size, time })
+}
+
 /// All inodes that names lead to, breadth first.
 fn walk(tree: &Tree) -> Result<Vec<Named>, ErofsError> {
     if tree.inodes.is_empty() || tree.entries(ROOT).is_none() {
         return Err(ErofsError::Tree("its root is not a directory".to_owned()));
     }
-    let mut positions: Vec<Option<u32>> = vec![None; tree.inodes.len()];
-    positions[ROOT] = Some(0);
-    let mut named = vec![Named { id: ROOT, parent: ROOT, nlink: 2 }];
+    const UNSEEN: u32 = u32::MAX;
+    if tree.inodes.len() >= UNSEEN as usize {
+        return Err(ErofsError::Tree("it has more inodes than EROFS can number".to_owned()));
+    }
+    let mut positions = vec![UNSEEN; tree.inodes.len()];
+    positions[ROOT] = 0;
+    let mut named = vec![Named { id: ROOT as u32, parent: ROOT as u32, nlink: 2 }];
     let (mut depth, mut level_end, mut next) = (0, 1, 0);
     while next < named.len() {
         if next == level_end {
             depth += 1;
             level_end = named.len();
         }
-        let parent = named[next].id;
+        let parent = named[next].id as InodeId;
         for (name, id) in tree.entries(parent).into_iter().flatten() {
             let bad = |problem: &str| {
                 let name = format!("/{}", String::from_utf8_lossy(name));
                 ErofsError::File { path: path(tree, parent) + &name, problem: problem.to_owned() }
             };
-            if name.is_empty() || name.len() > NAME_MAX || matches!(name.as_slice(), b"." | b"..") {
+            if name.is_empty() || name.len() > NAME_MAX || matches!(name, b"." | b"..") {
                 return Err(bad("a name that no file can have"));
             }
             if name.iter().any(|byte| matches!(byte, 0 | b'/')) {
                 return Err(bad("a name that no file can have"));
             }
-            let inode = tree.inodes.get(*id).ok_or_else(|| bad("a name that leads to no inode"))?;
+            let inode = tree.inodes.get(id).ok_or_else(|| bad("a name that leads to no inode"))?;
             let is_directory = matches!(inode.content, Content::Directory(_));
-            match positions[*id] {
-                Some(_) if is_directory => return Err(bad("a directory with two names")),
-                Some(position) => named[position as usize].nlink += 1,
-                None => {
+            match positions[id] {
+                UNSEEN => {
                     if is_directory && depth >= MAX_DEPTH {
                         return Err(bad("directories are nested too deep"));
                     }
-                    positions[*id] = u32::try_from(named.len()).ok();
-                    named.push(Named { id: *id, parent, nlink: if is_directory { 2 } else { 1 } });
+                    // Both are less than the number of inodes.
+                    positions[id] = named.len() as u32;
+                    named.push(Named { id: id as u32, parent: parent as u32, nlink: if is_directory { 2 } else { 1 } });
                     if is_directory {
                         named[next].nlink += 1;
                     }
                 }
+                _ if is_directory => return Err(bad("a directory with two names")),
+                position => named[position as usize].nlink += 1,
             }
         }
         next += 1;
@@ -167,17 +190,19 @@ fn walk(tree: &Tree) -> Result<Vec<Named>, ErofsError> {
 }
 
 fn plan_inode(tree: &Tree, named: &Named, shared: &Shared<'_>, time: (i64, u32)) -> Result<Planned, String> {
-    let inode = tree.inode(named.id);
+    let Named { nlink, .. } = *named;
+    let (id, parent) = (named.id as InodeId, named.parent as InodeId);
+    let inode = tree.inode(id);
     if inode.mtime_nsec >= 1_000_000_000 {
         return Err("nanoseconds of more than a second".to_owned());
     }
     let xattrs = XattrArea::of(inode, shared)?;
     let (size, data) = match &inode.content {
         Content::Directory(entries) => {
-            let size = directory_size(&entries_of(entries, named.id, named.parent));
+            let size = directory_size(&entries_of(entries, id, parent));
             (size, Data::Flat { tail: false, size })
         }
-        Content::File(file) => (file.size, Data::of_file(file, &tree.device_sizes)?),
+        Content::File(file) => (file.size(), Data::of_file(file, &tree.device_sizes)?),
         Content::Symlink(target) => {
             let size = target.len() as u64;
             if size == 0 || size > SYMLINK_MAX || target.contains(&0) {
@@ -195,9 +220,8 @@ fn plan_inode(tree: &Tree, named: &Named, shared: &Shared<'_>, time: (i64, u32))
     let extended = (inode.mtime, inode.mtime_nsec) != time
         || inode.uid > u32::from(u16::MAX)
         || inode.gid > u32::from(u16::MAX)
-        || named.nlink > u32::from(u16::MAX)
+        || nlink > u32::from(u16::MAX)
         || u32::try_from(size).is_err();
-    let Named { id, parent, nlink } = *named;
     Ok(Planned { id, parent, nlink, size, extended, xattrs, data, offset: 0, blocks: None })
 }
 
@@ -243,9 +267,9 @@ fn path(tree: &Tree, wanted: InodeId) -> String {
     let mut queue = vec![ROOT];
     while let Some(directory) = queue.pop() {
         for (name, id) in tree.inodes.get(directory).and_then(|_| tree.entries(directory)).into_iter().flatten() {
-            if *id != ROOT && !parents.contains_key(id) {
-                parents.insert(*id, (directory, name));
-                queue.push(*id);
+            if id != ROOT && !parents.contains_key(&id) {
+                parents.insert(id, (directory, name));
+                queue.push(id);
             }
         }
     }
