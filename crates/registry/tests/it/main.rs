@@ -1,5 +1,6 @@
 //! The client against a registry in this process that misbehaves on purpose, and against a real one.
 mod auth;
+mod copies;
 mod fake;
 mod images;
 mod layouts;
@@ -9,4 +10,6 @@ mod pushes;
 mod reads;
 mod real;
 mod redirects;
+mod store;
 mod tls;
+mod uploads;

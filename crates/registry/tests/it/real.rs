@@ -3,8 +3,7 @@ use crate::fake::*;
 use bytes::Bytes;
 use clipper_format::digest::Digest;
 use clipper_registry::{Client, Repository, Selector, image::ImageSet, media};
-use futures::stream;
-use std::{convert::Infallible, path::Path, process::Stdio};
+use std::{path::Path, process::Stdio};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -64,8 +63,7 @@ async fn push_mount_range_tags_and_resolve() {
     let missing = base.tags().await.unwrap_err();
     assert!(missing.is_not_found() && missing.to_string().contains("NAME_UNKNOWN"), "{missing}");
     assert_eq!(base.blob_size(&digest).await.unwrap(), None);
-    let parts: Vec<Result<Bytes, Infallible>> = layer.chunks(100_000).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
-    assert!(base.push_blob_stream(digest, layer.len() as u64, stream::iter(parts)).await.unwrap());
+    assert!(base.push_blob(digest, layer.clone()).await.unwrap());
     assert_eq!(base.blob_size(&digest).await.unwrap(), Some(3 << 20));
     let blob = base.blob(digest, 3 << 20);
     assert_eq!(read(&blob, 1_000_000..2_000_001).await.unwrap(), layer.slice(1_000_000..2_000_001));
