@@ -8,6 +8,7 @@ use crate::{
     remote::Remote,
     session::{Content, Session},
     source::Source,
+    upload::CHUNK,
 };
 use bytes::Bytes;
 use clipper_format::digest::Digest;
@@ -17,9 +18,9 @@ use reqwest::{
 };
 use std::sync::Arc;
 
-/// Length of the chunks in which a blob is brought from elsewhere. They are streamed, so they cost no memory but a round
-/// trip each; what a proxy in between that gathers requests throws away after a break is no more than one.
-const STREAMED_CHUNK: u64 = 64 << 20;
+/// Length of the chunks of a blob whose content can be had again, so that they cost no memory but a round trip each. A
+/// proxy in between that gathers requests throws away no more than one after a break.
+const LONG_CHUNK: u64 = 64 << 20;
 
 /// How a mount was answered.
 enum Mount {
@@ -29,64 +30,79 @@ enum Mount {
 }
 
 impl Remote {
-    /// Uploads a blob in one piece unless the registry has it. False if it had it.
-    pub async fn push_blob(&self, digest: Digest, bytes: Bytes) -> Result<bool, RegistryError> {
+    /// Uploads a blob unless the registry has it. False if it had it.
+    pub async fn push_blob(self: &Arc<Self>, digest: Digest, bytes: Bytes) -> Result<bool, RegistryError> {
         if self.head_blob(&digest, Capability::Push, true).await?.is_some() {
             return Ok(false);
         }
-        self.push_bytes(digest, bytes).await?;
+        let size = bytes.len() as u64;
+        self.push(&digest, size, &Content::Bytes(0, &bytes)).await?;
         Ok(true)
     }
 
-    /// [`push_blob`](Self::push_blob), of one that the registry doesn't have.
-    pub async fn push_bytes(&self, digest: Digest, bytes: Bytes) -> Result<(), RegistryError> {
-        let body = || if bytes.is_empty() { Body::Empty } else { Body::Bytes(bytes.clone()) };
-        self.push_whole(digest, &body).await
-    }
-
-    /// Brings a blob here from another place unless the registry has it. False if it had it. Nothing of it is kept, so
-    /// what the registry lacks after a break is read again.
+    /// Brings a blob here from another place unless the registry has it. False if it had it. Nothing of a long one is
+    /// kept: what the registry lacks after a break is read again.
     pub async fn push_from(self: &Arc<Self>, source: &Source) -> Result<bool, RegistryError> {
         let (digest, size) = (source.blob.digest(), source.blob.size());
         if self.head_blob(&digest, Capability::Push, true).await?.is_some() {
             return Ok(false);
         }
+        if size > CHUNK as u64 {
+            self.push(&digest, size, &Content::Source(source)).await?;
+        } else {
+            let bytes = source.blob.read_all(size).await?;
+            self.push(&digest, size, &Content::Bytes(0, &bytes)).await?;
+            source.finished();
+        }
+        Ok(true)
+    }
+
+    /// Uploads a blob whose content can be had again: a short one in one piece, a long one in chunks, begun anew if the
+    /// registry loses it.
+    async fn push(self: &Arc<Self>, digest: &Digest, size: u64, content: &Content<'_>) -> Result<(), RegistryError> {
+        let whole = || content.body(0..size).unwrap_or_default();
+        if size <= CHUNK as u64 {
+            return self.push_whole(digest, &whole).await;
+        }
         let action = format!("pushing blob {digest} to {}", self.name());
         let mut restarts = self.tries(Capability::Push);
         loop {
-            match self.push_in_chunks(source, &action).await {
-                Ok(()) => return Ok(true),
-                Err(error) => match error.kind() {
-                    ErrorKind::NoChunks { .. } => {
-                        tracing::debug!(%error, "sending the blob in one piece");
-                        self.push_whole(digest, &|| source.body(0..size)).await?;
-                        return Ok(true);
-                    }
-                    lost @ ErrorKind::UploadLost { .. } => restarts.failed(&self.net, lost.clone(), &action).await?,
-                    _ => return Err(error),
-                },
+            let Err(error) = self.push_in_chunks(digest, size, content, &action).await else { return Ok(()) };
+            match error.kind() {
+                ErrorKind::NoChunks { .. } => {
+                    tracing::debug!(%error, "sending the blob in one piece");
+                    return self.push_whole(digest, &whole).await;
+                }
+                lost @ ErrorKind::UploadLost { .. } => restarts.failed(&self.net, lost.clone(), &action).await?,
+                _ => return Err(error),
             }
         }
     }
 
-    async fn push_in_chunks(self: &Arc<Self>, source: &Source, action: &str) -> Result<(), RegistryError> {
+    async fn push_in_chunks(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        content: &Content<'_>,
+        action: &str,
+    ) -> Result<(), RegistryError> {
         let mut session = Session::open(self.clone(), action.to_owned()).await?;
-        let (size, step) = (source.blob.size(), STREAMED_CHUNK.max(session.chunk_min));
+        let step = LONG_CHUNK.max(session.chunk_min);
         let mut end = 0;
         while end < size {
             end = size.min(end.saturating_add(step));
-            session.send(&Content::Source(source), end).await?;
+            session.send(content, end).await?;
         }
-        session.commit(&source.blob.digest()).await
+        session.commit(digest).await
     }
 
     /// A POST for a place, a PUT of everything (distribution-spec, "POST then PUT"), which `body` gives for each attempt.
-    async fn push_whole(&self, digest: Digest, body: &(dyn Fn() -> Body + Sync)) -> Result<(), RegistryError> {
+    async fn push_whole(&self, digest: &Digest, body: &(dyn Fn() -> Body + Sync)) -> Result<(), RegistryError> {
         let action = format!("pushing blob {digest} to {}", self.name());
         let mut tries = self.tries(Capability::Push);
         loop {
             let endpoint = self.next(&tries, &action)?;
-            match self.post_and_put(&endpoint, &digest, body()).await {
+            match self.post_and_put(&endpoint, digest, body()).await {
                 Ok(()) => return Ok(()),
                 Err(kind) => tries.failed(&self.net, kind, &action).await?,
             }

@@ -2,12 +2,11 @@
 use crate::{
     blob::Blob,
     error::{ErrorKind, RegistryError},
-    hosts::Capability,
     layout::Layout,
     reference::Reference,
     remote::Remote,
     source::Source,
-    upload::{BlobUpload, CHUNK},
+    upload::BlobUpload,
 };
 use bytes::Bytes;
 use clipper_format::digest::Digest;
@@ -143,7 +142,8 @@ impl Repository {
         Blob::new(self.0.clone(), digest, size)
     }
 
-    /// Uploads a blob unless it's there. True if it was uploaded. The registry verifies the digest.
+    /// Uploads a blob unless it's there. True if it was uploaded. The registry verifies the digest. A registry gets one of
+    /// over 8 MiB in chunks, of which it's sent what it lacks after a break.
     ///
     /// # Errors
     /// See [`ErrorKind`](crate::ErrorKind).
@@ -169,16 +169,7 @@ impl Repository {
         let (digest, size) = (from.digest(), from.size());
         let source = Source::new(from.clone(), Arc::new(on_progress));
         match &self.0 {
-            Place::Remote(remote) if size > CHUNK as u64 => remote.push_from(&source).await,
-            Place::Remote(remote) => {
-                if remote.head_blob(&digest, Capability::Push, true).await?.is_some() {
-                    return Ok(false);
-                }
-                let bytes = from.read_all(size).await?;
-                source.finished();
-                remote.push_bytes(digest, bytes).await?;
-                Ok(true)
-            }
+            Place::Remote(remote) => remote.push_from(&source).await,
             Place::Layout(layout) => layout.push_stream(digest, source.upload(0..size)).await,
         }
     }

@@ -30,25 +30,30 @@ pub(crate) struct Session {
     /// What every chunk but the last must at least have, in bytes.
     pub chunk_min: u64,
     action: String,
+    /// Whether a chunk broke on the way, of which the registry may have counted some bytes wrongly.
+    resumed: bool,
     open: bool,
 }
 
 /// What a session is filled with.
 pub(crate) enum Content<'a> {
     /// The bytes from this offset on; those before are gone.
-    Chunk(u64, &'a Bytes),
+    Bytes(u64, &'a Bytes),
     /// Bytes that can be read again from anywhere.
     Source(&'a Source),
 }
 
 impl Content<'_> {
     /// The bytes of a range; `None` if they are gone.
-    fn body(&self, range: Range<u64>) -> Option<Body> {
+    pub fn body(&self, range: Range<u64>) -> Option<Body> {
         match self {
-            Self::Chunk(start, bytes) => {
+            Self::Bytes(start, bytes) => {
                 let from = usize::try_from(range.start.checked_sub(*start)?).ok()?;
                 let to = usize::try_from(range.end.checked_sub(*start)?).ok()?;
-                (from <= to && to <= bytes.len()).then(|| Body::Bytes(bytes.slice(from..to)))
+                (from <= to && to <= bytes.len()).then(|| match bytes.slice(from..to) {
+                    none if none.is_empty() => Body::Empty,
+                    bytes => Body::Bytes(bytes),
+                })
             }
             Self::Source(source) => Some(source.body(range)),
         }
@@ -65,7 +70,7 @@ impl Session {
                 Ok((url, headers)) => {
                     let chunk_min = headers.get("oci-chunk-min-length").and_then(|v| v.to_str().ok()?.parse().ok());
                     let chunk_min = chunk_min.unwrap_or(0);
-                    return Ok(Self { remote, endpoint, url, at: 0, chunk_min, action, open: true });
+                    return Ok(Self { remote, endpoint, url, at: 0, chunk_min, action, resumed: false, open: true });
                 }
                 Err(kind) => tries.failed(&remote.net, kind, &action).await?,
             }
@@ -113,6 +118,7 @@ impl Session {
                     Err(kind) => tries.failed(&remote.net, kind, &self.action).await?,
                 }
             }
+            self.resumed = true;
             tracing::debug!(host = self.endpoint.label, at = self.at, end, "an upload is taken up again");
         }
         Ok(())
@@ -133,8 +139,13 @@ impl Session {
             if unsure && remote.head_blob_of(&self.endpoint, digest, true).await.is_ok() {
                 break;
             }
-            if let ErrorKind::NotFound { message } = &kind {
-                return Err(self.lost(message).during(&self.action));
+            match &kind {
+                ErrorKind::NotFound { message } => return Err(self.lost(message).during(&self.action)),
+                // Bytes of the broken chunk that arrived late are in between.
+                ErrorKind::Status { status: 400, message, .. } if self.resumed => {
+                    return Err(self.lost(message).during(&self.action));
+                }
+                _ => {}
             }
             tries.failed(&remote.net, kind, &self.action).await?;
             match self.ask(size).await {
@@ -288,7 +299,7 @@ mod tests {
     #[test]
     fn a_chunk_gives_what_it_has_and_no_more() {
         let bytes = Bytes::from_static(b"0123456789");
-        let chunk = Content::Chunk(100, &bytes);
+        let chunk = Content::Bytes(100, &bytes);
         let part = |range| match chunk.body(range) {
             Some(Body::Bytes(bytes)) => Some(bytes),
             _ => None,

@@ -12,7 +12,7 @@ use clipper_format::digest::Digest;
 use sha2::{Digest as _, Sha256};
 use std::{fmt, sync::Arc};
 
-/// Length of the chunks that a blob is uploaded in, and largest blob that is uploaded in one piece. A chunk is kept in
+/// Length of the chunks that a blob is written in, and largest blob that goes in one piece. A chunk is kept in
 /// memory until the registry has it, and costs a round trip: at 8 MiB, 10 ms of it are 5 % of the time on 300 Mbit/s.
 /// Registries that store chunks in S3 want 5 MiB at least.
 pub(crate) const CHUNK: usize = 8 << 20;
@@ -128,7 +128,7 @@ impl RemoteUpload {
     async fn send_chunk(&mut self, session: &mut Session) -> Result<(), RegistryError> {
         let chunk = self.chunk.split().freeze();
         let end = self.sent + chunk.len() as u64;
-        session.send(&Content::Chunk(self.sent, &chunk), end).await?;
+        session.send(&Content::Bytes(self.sent, &chunk), end).await?;
         self.sent = end;
         Ok(())
     }
