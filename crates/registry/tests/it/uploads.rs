@@ -236,6 +236,24 @@ async fn lies_about_the_range_are_found_out() {
 }
 
 #[tokio::test]
+async fn a_long_blob_in_memory_is_taken_up_or_begun_anew_as_well() {
+    let (data, first, lost) = (data(), once(), once());
+    let script = move |s: &Seen, kept: &mut Kept| {
+        if s.method == "PUT" && lost() {
+            kept.uploads.clear();
+        }
+        None
+    };
+    let store = Store::scripted(script, move |s| (s.method == "PATCH" && first()).then_some(5 * MIB)).await;
+    assert!(store.server.app(&client()).push_blob(Digest::of(&data), data.clone()).await.unwrap());
+    assert!(store.has(&data));
+    let broken = ["POST", "PATCH 0-17825796", "GET", "PATCH 5242880-17825796", "PUT"];
+    let mut exchanges = store.exchanges();
+    exchanges.retain(|e| e != "DELETE");
+    assert_eq!(exchanges, [&broken[..], &["POST", "PATCH 0-17825796", "PUT"]].concat());
+}
+
+#[tokio::test]
 async fn a_chunk_that_is_taken_in_part_is_completed() {
     let first = once();
     let script = move |s: &Seen, kept: &mut Kept| {
