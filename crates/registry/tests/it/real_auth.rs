@@ -7,7 +7,6 @@ use clipper_format::digest::Digest;
 use clipper_registry::{Client, ClientOptions, ErrorKind, Selector, media};
 use clipper_tests::{proxy::Proxy, registry::Registry};
 use std::{
-    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output},
     time::Duration,
@@ -107,9 +106,7 @@ async fn credential_helpers_are_asked() {
     let (registry, _dir) = with_passwords();
     let host = registry.host();
     let answer = |user: &str, secret: &str| {
-        format!(
-            r#"test "$1" = get && read -r host; test "$host" = {host} && echo '{{"Username":"{user}","Secret":"{secret}"}}'"#
-        )
+        format!(r#"test "$1 $host" = "get {host}" && echo '{{"Username":"{user}","Secret":"{secret}"}}'"#)
     };
     let by_host = format!(r#"{{"credHelpers": {{"{host}": "test"}}}}"#);
     let cases = [
@@ -123,13 +120,19 @@ async fn credential_helpers_are_asked() {
     for (config, script, wanted) in cases {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), config).unwrap();
-        let helper = dir.path().join("docker-credential-test");
-        std::fs::write(&helper, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).unwrap();
+        write_helper(dir.path(), &script);
         let Output { stdout, .. } = helped(&host, dir.path());
         let said = String::from_utf8_lossy(&stdout);
         assert!(said.contains(wanted), "{config} {script}: {said}");
     }
+}
+
+/// Writes a helper that is told the host. Another process does it: one that this process is just forking off for another
+/// test would keep the file open for writing, and then it can't be executed.
+fn write_helper(dir: &Path, script: &str) {
+    let line =
+        r#"printf '#!/bin/sh\nread -r host\n%s\n' "$0" > docker-credential-test && chmod 755 docker-credential-test"#;
+    assert!(Command::new("sh").args(["-c", line, script]).current_dir(dir).status().unwrap().success());
 }
 
 /// Runs the test above once more.
