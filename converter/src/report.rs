@@ -101,6 +101,11 @@ impl Task {
         self.bar.inc(bytes);
     }
 
+    /// `bytes` in all are done; may be less than before.
+    pub fn reached(&self, bytes: u64) {
+        self.bar.set_position(bytes);
+    }
+
     /// It is done; `line` says what came of it.
     pub fn done(&self, line: &str) {
         self.bar.finish_and_clear();

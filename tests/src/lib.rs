@@ -8,6 +8,7 @@ pub mod cri;
 pub mod daemon;
 pub mod layout;
 pub mod link;
+mod passing;
 pub mod proxy;
 pub mod registry;
 pub mod scratch;

@@ -1,16 +1,13 @@
 //! An HTTP proxy in front of a registry: adds latency, counts requests and bytes, and misbehaves by rule.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Result;
-use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_RANGE, RANGE, RETRY_AFTER};
 use hyper::service::service_fn;
@@ -20,12 +17,24 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use crate::passing::{Shaped, Upload};
+
 /// A running proxy, with threads of its own.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
     state: Arc<State>,
-    _runtime: Runtime,
+    /// Always there, but taken when it's dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Waiting for its end, as a mere drop does, is forbidden in asynchronous tests.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// One request that went through, or was answered by a rule.
@@ -43,10 +52,10 @@ pub struct Access {
     pub bytes: u64,
 }
 
-/// What to do to requests whose path contains something.
+/// What to do to requests whose `METHOD PATH` contains something.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// Part of the path: a blob's digest, `/manifests/`, …
+    /// Part of it: a blob's digest, `/manifests/`, `PATCH `, …
     pub path: String,
     /// What happens to them.
     pub fault: Fault,
@@ -63,6 +72,10 @@ pub enum Fault {
     Cut(u64),
     /// Falls silent after so many body bytes, and keeps the connection.
     Stall(u64),
+    /// Breaks the connection after so many bytes of the request's body have gone on to the registry.
+    CutRequest(u64),
+    /// Breaks the connection when the registry has answered: it has done what it was asked.
+    LoseAnswer,
     /// Inverts one byte of the blob, whichever request brings it.
     Flip(u64),
     /// Answers a range request with the whole blob and status 200.
@@ -70,7 +83,7 @@ pub enum Fault {
 }
 
 #[derive(Debug)]
-struct State {
+pub(crate) struct State {
     upstream: SocketAddr,
     delay: Duration,
     rules: Mutex<Vec<Rule>>,
@@ -90,12 +103,17 @@ impl Proxy {
     /// Starts one on this address.
     pub fn start_on(listen: SocketAddr, upstream: SocketAddr, delay: Duration) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let listener = runtime.block_on(TcpListener::bind(listen))?;
+        let listener = StdListener::bind(listen)?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
+        let listener = {
+            let _inside = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
         let (rules, log, down) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
         let state = Arc::new(State { upstream, delay, rules, log, down, cut: watch::Sender::new(0) });
         runtime.spawn(accept(listener, state.clone()));
-        Ok(Self { address, state, _runtime: runtime })
+        Ok(Self { address, state, runtime: Some(runtime) })
     }
 
     /// `127.0.0.1:PORT`.
@@ -117,6 +135,11 @@ impl Proxy {
     /// Forgets all rules.
     pub fn behave(&self) {
         lock(&self.state.rules).clear();
+    }
+
+    /// How many rules still wait for one of their requests.
+    pub fn pending(&self) -> usize {
+        lock(&self.state.rules).iter().filter(|rule| rule.times != Some(0)).count()
     }
 
     /// Breaks every connection and takes no new one until told otherwise.
@@ -157,7 +180,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
     }
 }
 
-type Upstream = AsyncMutex<Option<SendRequest<Incoming>>>;
+type Upstream = AsyncMutex<Option<SendRequest<Upload>>>;
 
 async fn converse(client: TcpStream, state: Arc<State>) {
     let mut cut = state.cut.subscribe();
@@ -165,7 +188,7 @@ async fn converse(client: TcpStream, state: Arc<State>) {
     let upstream = Arc::new(Upstream::default());
     let service = service_fn(move |request| {
         let (state, upstream) = (state.clone(), upstream.clone());
-        async move { Ok::<_, Infallible>(answer(request, state, &upstream).await) }
+        async move { answer(request, state, &upstream).await }
     });
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(client), service);
     tokio::select! {
@@ -174,10 +197,15 @@ async fn converse(client: TcpStream, state: Arc<State>) {
     }
 }
 
-async fn answer(mut request: Request<Incoming>, state: Arc<State>, upstream: &Upstream) -> Response<Shaped> {
+/// The answer to pass on; an error breaks the connection.
+async fn answer(
+    mut request: Request<Incoming>,
+    state: Arc<State>,
+    upstream: &Upstream,
+) -> io::Result<Response<Shaped>> {
     let path = request.uri().path_and_query().map(|path| path.to_string()).unwrap_or_default();
     let range = request.headers().get(RANGE).and_then(|value| value.to_str().ok()).map(String::from);
-    let fault = state.fault_for(&path);
+    let fault = state.fault_for(&format!("{} {path}", request.method()));
     let entry = {
         let mut log = lock(&state.log);
         log.push(Access { method: request.method().to_string(), path, range, status: 0, bytes: 0 });
@@ -190,10 +218,17 @@ async fn answer(mut request: Request<Incoming>, state: Arc<State>, upstream: &Up
     tokio::time::sleep(if connection.is_none() { state.delay * 3 } else { state.delay }).await;
     let answer = match fault {
         Some(Fault::Status(status)) => Err(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)),
-        _ => forward(request, &state, &mut connection).await.map_err(|_| StatusCode::BAD_GATEWAY),
+        _ => {
+            let limit = if let Some(Fault::CutRequest(limit)) = fault { Some(limit) } else { None };
+            let request = request.map(|body| Upload { body, limit });
+            forward(request, &state, &mut connection).await.map_err(|_| StatusCode::BAD_GATEWAY)
+        }
     };
     drop(connection);
     tokio::time::sleep(state.delay).await;
+    if matches!(fault, Some(Fault::CutRequest(_) | Fault::LoseAnswer)) {
+        return Err(io::Error::other("cut by rule"));
+    }
     let response = match answer {
         Ok(response) => {
             let at = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).and_then(first_byte);
@@ -208,16 +243,14 @@ async fn answer(mut request: Request<Incoming>, state: Arc<State>, upstream: &Up
             response
         }
     };
-    if let Some(access) = lock(&state.log).get_mut(entry) {
-        access.status = response.status().as_u16();
-    }
-    response
+    state.note(entry, |access| access.status = response.status().as_u16());
+    Ok(response)
 }
 
 async fn forward(
-    request: Request<Incoming>,
+    request: Request<Upload>,
     state: &State,
-    connection: &mut Option<SendRequest<Incoming>>,
+    connection: &mut Option<SendRequest<Upload>>,
 ) -> Result<Response<Incoming>> {
     if connection.as_ref().is_none_or(|sender| sender.is_closed()) {
         let stream = TcpStream::connect(state.upstream).await?;
@@ -237,88 +270,18 @@ fn first_byte(content_range: &str) -> Option<u64> {
 }
 
 impl State {
-    fn fault_for(&self, path: &str) -> Option<Fault> {
+    /// Adds what has become known of a request to the log.
+    pub fn note(&self, entry: usize, what: impl FnOnce(&mut Access)) {
+        lock(&self.log).get_mut(entry).map(what);
+    }
+
+    fn fault_for(&self, line: &str) -> Option<Fault> {
         let mut rules = lock(&self.rules);
-        let rule = rules.iter_mut().find(|rule| path.contains(&rule.path) && rule.times != Some(0))?;
+        let rule = rules.iter_mut().find(|rule| line.contains(&rule.path) && rule.times != Some(0))?;
         if let Some(times) = &mut rule.times {
             *times -= 1;
         }
         Some(rule.fault.clone())
-    }
-}
-
-/// A body on its way to the client.
-struct Shaped {
-    body: Option<Incoming>,
-    fault: Option<Fault>,
-    /// Where in the blob the body starts.
-    at: u64,
-    passed: u64,
-    entry: usize,
-    state: Arc<State>,
-}
-
-impl Shaped {
-    /// Applies the fault to a piece of the body: what is left of it, or the end of the connection.
-    fn shape(&mut self, mut data: Bytes) -> Option<Bytes> {
-        match self.fault {
-            Some(Fault::Cut(limit) | Fault::Stall(limit)) => {
-                if self.passed >= limit {
-                    return None;
-                }
-                data.truncate(usize::try_from(limit - self.passed).unwrap_or(usize::MAX));
-            }
-            Some(Fault::Flip(offset)) => {
-                let start = self.at + self.passed;
-                if let Some(index) = offset.checked_sub(start).and_then(|index| usize::try_from(index).ok())
-                    && index < data.len()
-                {
-                    let mut changed = data.to_vec();
-                    changed[index] ^= 0xff;
-                    data = changed.into();
-                }
-            }
-            _ => {}
-        }
-        self.passed += data.len() as u64;
-        if let Some(access) = lock(&self.state.log).get_mut(self.entry) {
-            access.bytes = self.passed;
-        }
-        Some(data)
-    }
-}
-
-impl Body for Shaped {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-        let this = self.get_mut();
-        // No waker is kept: the silence lasts until the client gives up.
-        if matches!(this.fault, Some(Fault::Stall(limit)) if this.passed >= limit) {
-            return Poll::Pending;
-        }
-        let Some(body) = &mut this.body else { return Poll::Ready(None) };
-        match Pin::new(body).poll_frame(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(std::io::Error::other(error)))),
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Err(frame) => Poll::Ready(Some(Ok(frame))),
-                Ok(data) => match this.shape(data) {
-                    Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
-                    None => Poll::Ready(Some(Err(std::io::Error::other("cut by rule")))),
-                },
-            },
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(|body| body.is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or(SizeHint::with_exact(0), |body| body.size_hint())
     }
 }
 
@@ -373,6 +336,12 @@ mod tests {
         assert!(stalled.contains("timed out"), "{stalled}");
         proxy.rule(&layer, Fault::IgnoreRange, Some(1));
         assert_eq!(digest(&["-r", "5-9", &url]).unwrap(), right);
+        let upload = format!("http://{}/v2/busybox/blobs/uploads/", proxy.host());
+        proxy.rule("POST /v2/busybox", Fault::CutRequest(0), Some(1));
+        proxy.rule("POST /v2/busybox", Fault::LoseAnswer, Some(1));
+        assert!(curl(&["-d", "0123456789", &upload]).is_err());
+        assert!(curl(&["-d", "0123456789", &upload]).is_err());
+        curl(&["-d", "", &upload]).unwrap();
         proxy.down(true);
         assert!(curl(&[&url, "-o", "/dev/null"]).is_err());
         proxy.down(false);

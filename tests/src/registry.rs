@@ -27,12 +27,21 @@ impl Registry {
         Self::start_with(free_port()?, &[])
     }
 
+    /// Starts one with more in its configuration: YAML of whole sections, as `auth: {…}`.
+    pub fn start_configured(more: &str) -> Result<Self> {
+        Self::launch(free_port()?, &[], more)
+    }
+
     /// Starts one on an address, by way of another command (`ip netns exec …`).
     pub fn start_with(address: SocketAddr, prefix: &[&str]) -> Result<Self> {
+        Self::launch(address, prefix, "")
+    }
+
+    fn launch(address: SocketAddr, prefix: &[&str], more: &str) -> Result<Self> {
         let scratch = Scratch::new("registry")?;
         let storage = scratch.subdir("storage")?;
         let config = scratch.join("config.yml");
-        fs::write(&config, config_text(&storage, address))?;
+        fs::write(&config, config_text(&storage, address) + more)?;
         let config = config.display().to_string();
         let mut line: Vec<&str> = prefix.to_vec();
         line.extend(["docker-registry", "serve", &config]);
@@ -146,11 +155,11 @@ pub fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Whether a registry answers there, as seen from where the prefix leads.
+/// Whether a registry answers there, be it with a refusal, as seen from where the prefix leads.
 fn answers(address: SocketAddr, prefix: &[&str]) -> bool {
     let url = format!("http://{address}/v2/");
     let mut line = prefix.to_vec();
-    line.extend(["curl", "-sf", "-m", "1", "-o", "/dev/null", &url]);
+    line.extend(["curl", "-s", "-m", "1", "-o", "/dev/null", &url]);
     Command::new(line[0]).args(&line[1..]).status().is_ok_and(|status| status.success())
 }
 

@@ -156,6 +156,34 @@ pub enum ErrorKind {
     /// The caller's own stream failed while its bytes were being uploaded.
     #[error("the data to upload can't be read: {0}")]
     Source(String),
+    /// A registry no longer has what was uploaded so far, or doesn't know how much of it.
+    #[error(
+        "{host} lost the upload after {at} bytes{}: try again; if that happens each time, it or a proxy before it \
+         can't take up an upload in chunks",
+        said(.message)
+    )]
+    UploadLost {
+        /// The server.
+        host: String,
+        /// Bytes that it had confirmed.
+        at: u64,
+        /// The registry's own words.
+        message: String,
+    },
+    /// A registry takes blobs only whole.
+    #[error(
+        "{host} takes no blobs in chunks (HTTP {status}){}: write to a layout (oci:DIR) and `clipper copy` that, or \
+         use another registry",
+        said(.message)
+    )]
+    NoChunks {
+        /// The server.
+        host: String,
+        /// HTTP status.
+        status: u16,
+        /// The registry's own words.
+        message: String,
+    },
     /// The caller asked for something that can't be: a range outside the blob, a digest that isn't that of the bytes.
     #[error("{0}")]
     Request(String),
@@ -174,6 +202,7 @@ impl ErrorKind {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Stalled { .. } | Self::Broken { .. } | Self::Limited { .. } => true,
+            Self::UploadLost { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 500 | 502 | 503 | 504),
             _ => false,
         }

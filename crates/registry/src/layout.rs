@@ -5,12 +5,12 @@ use crate::{
     media::manifest_media_type,
     net::UploadStream,
     repository::{MANIFEST_MAX, Manifest, Selector},
+    staged::StagedBlob,
 };
 use bytes::Bytes;
 use clipper_format::digest::Digest;
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
@@ -50,7 +50,7 @@ impl Layout {
         format!("oci:{}", self.dir.display())
     }
 
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
     }
 
@@ -192,40 +192,14 @@ impl Layout {
         if self.blob_size(&digest).await? == Some(upload.size) {
             return Ok(false);
         }
-        let temporary = self.temporary();
-        let target = temporary.clone();
-        let mut file = self
-            .blocking(action.clone(), move |layout| {
-                layout.create()?;
-                File::create(&target).map_err(|e| ErrorKind::io(&target, &e))
-            })
-            .await?;
-        let guard = Discard(temporary.clone());
         let spent = || ErrorKind::Source("the stream can't be read again".into());
         let mut stream = upload.take().ok_or_else(|| spent().during(&action))?;
-        let mut hash = Sha256::new();
+        let mut staged = StagedBlob::create(self, action.clone()).await?;
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|problem| ErrorKind::Source(problem).during(&action))?;
-            let at = temporary.clone();
-            // Hash and file travel with the chunk, so that neither blocks the runtime.
-            (file, hash) = self
-                .blocking(action.clone(), move |_| {
-                    hash.update(&chunk);
-                    file.write_all(&chunk).map_err(|e| ErrorKind::io(&at, &e))?;
-                    Ok((file, hash))
-                })
-                .await?;
+            staged.write(chunk.map_err(|problem| ErrorKind::Source(problem).during(&action))?).await?;
         }
-        let got = Digest::from_bytes(hash.finalize().into());
-        if got != digest {
-            return Err(ErrorKind::Request(format!("the digest of the bytes is {got}")).during(action));
-        }
-        self.blocking(action, move |layout| {
-            file.sync_all().map_err(|e| ErrorKind::io(&guard.0, &e))?;
-            layout.rename(&guard.0, &layout.blob_path(&digest))?;
-            Ok(true)
-        })
-        .await
+        staged.finish(Some(digest)).await?;
+        Ok(true)
     }
 
     /// Takes a blob over from another layout by a hard link. False where that can't be done.
@@ -304,7 +278,7 @@ impl Layout {
     }
 
     /// Makes the directory a layout if it isn't one yet.
-    fn create(&self) -> Result<(), ErrorKind> {
+    pub fn create(&self) -> Result<(), ErrorKind> {
         let blobs = self.dir.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(|e| ErrorKind::io(&blobs, &e))?;
         let marker = self.dir.join("oci-layout");
@@ -315,7 +289,7 @@ impl Layout {
     }
 
     /// A name for a file that isn't complete yet; in blobs/, so that renaming it stays within one file system.
-    fn temporary(&self) -> PathBuf {
+    pub fn temporary(&self) -> PathBuf {
         let serial = self.serial.fetch_add(1, Relaxed);
         self.dir.join("blobs").join(format!(".clipper-{}-{serial}", std::process::id()))
     }
@@ -329,7 +303,7 @@ impl Layout {
     }
 
     /// Puts a finished file in its place, durably.
-    fn rename(&self, from: &Path, to: &Path) -> Result<(), ErrorKind> {
+    pub fn rename(&self, from: &Path, to: &Path) -> Result<(), ErrorKind> {
         let failed = |e: io::Error| ErrorKind::io(to, &e);
         fs::rename(from, to).map_err(failed)?;
         let parent = to.parent().unwrap_or(&self.dir);
@@ -337,7 +311,7 @@ impl Layout {
     }
 
     /// Runs file system work where it blocks nobody.
-    async fn blocking<T, F>(self: &Arc<Self>, action: String, work: F) -> Result<T, RegistryError>
+    pub async fn blocking<T, F>(self: &Arc<Self>, action: String, work: F) -> Result<T, RegistryError>
     where
         T: Send + 'static,
         F: FnOnce(&Layout) -> Result<T, ErrorKind> + Send + 'static,
@@ -356,7 +330,8 @@ struct Entry {
 }
 
 /// Removes an unfinished file.
-struct Discard(PathBuf);
+#[derive(Debug)]
+pub(crate) struct Discard(pub PathBuf);
 
 impl Drop for Discard {
     fn drop(&mut self) {

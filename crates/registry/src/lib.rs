@@ -21,9 +21,13 @@ mod ranged;
 mod reference;
 mod remote;
 mod repository;
+mod session;
+mod source;
+mod staged;
 mod stats;
 mod transport;
 mod tries;
+mod upload;
 
 pub use blob::{Blob, BlobStream};
 pub use client::{Client, ClientOptions};
@@ -33,3 +37,4 @@ pub use platform::{PlatformError, PlatformName};
 pub use reference::{LayoutReference, Reference, ReferenceError, RegistryReference};
 pub use repository::{MANIFEST_MAX, Manifest, Repository, Selector};
 pub use stats::Stats;
+pub use upload::BlobUpload;

@@ -1,11 +1,14 @@
-//! Uploads to a registry's repository: blobs, from memory or from a stream, and mounts from other repositories.
+//! Uploads to a registry's repository: blobs from memory and from other places, and mounts from other repositories.
 use crate::{
     auth::Scope,
     endpoint::{Answer, Endpoint, Request},
     error::{ErrorKind, RegistryError},
     hosts::Capability,
-    net::{Body, UploadStream},
+    net::Body,
     remote::Remote,
+    session::{Content, Session},
+    source::Source,
+    upload::CHUNK,
 };
 use bytes::Bytes;
 use clipper_format::digest::Digest;
@@ -14,6 +17,10 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION},
 };
 use std::sync::Arc;
+
+/// Length of the chunks of a blob whose content can be had again, so that they cost no memory but a round trip each. A
+/// proxy in between that gathers requests throws away no more than one after a break.
+const LONG_CHUNK: u64 = 64 << 20;
 
 /// How a mount was answered.
 enum Mount {
@@ -24,44 +31,114 @@ enum Mount {
 
 impl Remote {
     /// Uploads a blob unless the registry has it. False if it had it.
-    pub async fn push_blob(&self, digest: Digest, body: Body) -> Result<bool, RegistryError> {
+    pub async fn push_blob(self: &Arc<Self>, digest: Digest, bytes: Bytes) -> Result<bool, RegistryError> {
         if self.head_blob(&digest, Capability::Push, true).await?.is_some() {
             return Ok(false);
         }
+        let size = bytes.len() as u64;
+        self.push(&digest, size, &Content::Bytes(0, &bytes)).await?;
+        Ok(true)
+    }
+
+    /// Brings a blob here from another place unless the registry has it. False if it had it. Nothing of a long one is
+    /// kept: what the registry lacks after a break is read again.
+    pub async fn push_from(self: &Arc<Self>, source: &Source) -> Result<bool, RegistryError> {
+        let (digest, size) = (source.blob.digest(), source.blob.size());
+        if self.head_blob(&digest, Capability::Push, true).await?.is_some() {
+            return Ok(false);
+        }
+        if size > CHUNK as u64 {
+            self.push(&digest, size, &Content::Source(source)).await?;
+        } else {
+            let bytes = source.blob.read_all(size).await?;
+            self.push(&digest, size, &Content::Bytes(0, &bytes)).await?;
+            source.finished();
+        }
+        Ok(true)
+    }
+
+    /// Uploads a blob whose content can be had again: a short one in one piece, a long one in chunks, begun anew if the
+    /// registry loses it.
+    async fn push(self: &Arc<Self>, digest: &Digest, size: u64, content: &Content<'_>) -> Result<(), RegistryError> {
+        let whole = || content.body(0..size).unwrap_or_default();
+        if size <= CHUNK as u64 {
+            return self.push_whole(digest, &whole).await;
+        }
+        let action = format!("pushing blob {digest} to {}", self.name());
+        let mut restarts = self.tries(Capability::Push);
+        loop {
+            let Err(error) = self.push_in_chunks(digest, size, content, &action).await else { return Ok(()) };
+            match error.kind() {
+                ErrorKind::NoChunks { .. } => {
+                    tracing::debug!(%error, "sending the blob in one piece");
+                    return self.push_whole(digest, &whole).await;
+                }
+                lost @ ErrorKind::UploadLost { .. } => restarts.failed(&self.net, lost.clone(), &action).await?,
+                _ => return Err(error),
+            }
+        }
+    }
+
+    async fn push_in_chunks(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        content: &Content<'_>,
+        action: &str,
+    ) -> Result<(), RegistryError> {
+        let mut session = Session::open(self.clone(), action.to_owned()).await?;
+        let step = LONG_CHUNK.max(session.chunk_min);
+        let mut end = 0;
+        while end < size {
+            end = size.min(end.saturating_add(step));
+            session.send(content, end).await?;
+        }
+        session.commit(digest).await
+    }
+
+    /// A POST for a place, a PUT of everything (distribution-spec, "POST then PUT"), which `body` gives for each attempt.
+    async fn push_whole(&self, digest: &Digest, body: &(dyn Fn() -> Body + Sync)) -> Result<(), RegistryError> {
         let action = format!("pushing blob {digest} to {}", self.name());
         let mut tries = self.tries(Capability::Push);
         loop {
             let endpoint = self.next(&tries, &action)?;
-            match self.upload(&endpoint, &digest, &body).await {
-                Ok(()) => return Ok(true),
-                // What was read of a caller's stream is gone.
-                Err(kind) if matches!(&body, Body::Stream(upload) if upload.is_spent()) => {
-                    return Err(kind.during(action));
-                }
+            match self.post_and_put(&endpoint, digest, body()).await {
+                Ok(()) => return Ok(()),
                 Err(kind) => tries.failed(&self.net, kind, &action).await?,
             }
         }
     }
 
-    /// A POST for a place, a PUT of everything (distribution-spec, "POST then PUT").
-    async fn upload(&self, endpoint: &Endpoint, digest: &Digest, body: &Body) -> Result<(), ErrorKind> {
+    async fn post_and_put(&self, endpoint: &Endpoint, digest: &Digest, body: Body) -> Result<(), ErrorKind> {
+        let (url, _) = self.open_upload(endpoint).await?;
+        let answer = self.send_to(endpoint, &self.put_request(url, digest, body)).await?;
+        match answer.response.status().as_u16() {
+            200 | 201 | 204 => Ok(()),
+            _ => Err(endpoint.refusal(&self.net, answer).await),
+        }
+    }
+
+    /// Has a server open an upload: where it is, and what else was said.
+    pub async fn open_upload(&self, endpoint: &Endpoint) -> Result<(Url, HeaderMap), ErrorKind> {
         let request = self.request(endpoint, Method::POST, "blobs/uploads/", true)?;
         let answer = endpoint.send(&self.net, &request).await?;
         if answer.response.status() != 202 {
             return Err(endpoint.refusal(&self.net, answer).await);
         }
         let url = self.location(endpoint, &request.url, &answer)?;
-        let mut url = url.ok_or_else(|| endpoint.wrong("it doesn't say where to upload to"))?;
+        let url = url.ok_or_else(|| endpoint.wrong("it doesn't say where to upload to"))?;
+        let headers = answer.response.headers().clone();
         let _ = self.net.read_body(&answer.host, answer.response, 64 << 10).await;
+        Ok((url, headers))
+    }
+
+    /// The request that ends an upload, with what is still to be sent.
+    pub fn put_request(&self, mut url: Url, digest: &Digest, body: Body) -> Request {
         url.query_pairs_mut().append_pair("digest", &digest.to_string());
         let mut put = self.at(Method::PUT, url);
         put.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        put.body = body.clone();
-        let answer = self.send_to(endpoint, &put).await?;
-        match answer.response.status().as_u16() {
-            200 | 201 | 204 => Ok(()),
-            _ => Err(endpoint.refusal(&self.net, answer).await),
-        }
+        put.body = body;
+        put
     }
 
     /// Has the registry take a blob over from another of its repositories. False if it won't.
@@ -100,32 +177,24 @@ impl Remote {
         }
     }
 
-    fn location(&self, endpoint: &Endpoint, from: &Url, answer: &Answer) -> Result<Option<Url>, ErrorKind> {
+    /// The `Location` of an answer to a request to `from`.
+    pub fn location(&self, endpoint: &Endpoint, from: &Url, answer: &Answer) -> Result<Option<Url>, ErrorKind> {
         let location = answer.response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
         location.map(|l| endpoint.resolve(from, l)).transpose()
     }
 
-    fn at(&self, method: Method, url: Url) -> Request {
+    /// A request to a place that the registry named.
+    pub fn at(&self, method: Method, url: Url) -> Request {
         let headers = HeaderMap::new();
         Request { method, url, headers, body: Body::Empty, scope: self.scope(true), blob: None }
     }
 
     /// Sends to a place that the registry named: with credentials only if that's the registry itself.
-    async fn send_to(&self, endpoint: &Endpoint, request: &Request) -> Result<Answer, ErrorKind> {
+    pub async fn send_to(&self, endpoint: &Endpoint, request: &Request) -> Result<Answer, ErrorKind> {
         if endpoint.is_own(&request.url) {
             endpoint.send(&self.net, request).await
         } else {
             endpoint.send_bare(&self.net, request).await
         }
     }
-}
-
-/// A body of bytes, or of a stream that can be sent only once.
-pub(crate) fn body_of_bytes(bytes: Bytes) -> Body {
-    if bytes.is_empty() { Body::Empty } else { Body::Bytes(bytes) }
-}
-
-/// As [`body_of_bytes`], for a stream of exactly `size` bytes.
-pub(crate) fn body_of_stream(upload: UploadStream) -> Body {
-    Body::Stream(Arc::new(upload))
 }

@@ -192,7 +192,8 @@ impl Remote {
         }
     }
 
-    async fn head_blob_of(&self, endpoint: &Endpoint, digest: &Digest, push: bool) -> Result<u64, ErrorKind> {
+    /// [`head_blob`](Self::head_blob), asked once.
+    pub async fn head_blob_of(&self, endpoint: &Endpoint, digest: &Digest, push: bool) -> Result<u64, ErrorKind> {
         let request = self.request(endpoint, Method::HEAD, &format!("blobs/{digest}"), push)?;
         let answer = endpoint.send(&self.net, &request).await?;
         if answer.response.status() != 200 {

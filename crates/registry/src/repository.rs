@@ -3,14 +3,13 @@ use crate::{
     blob::Blob,
     error::{ErrorKind, RegistryError},
     layout::Layout,
-    net::UploadStream,
-    push,
     reference::Reference,
     remote::Remote,
+    source::Source,
+    upload::BlobUpload,
 };
 use bytes::Bytes;
 use clipper_format::digest::Digest;
-use futures::Stream;
 use std::{fmt, sync::Arc};
 
 /// Largest manifest that is read: the limit that registries are told to hold to (distribution-spec, "Pushing
@@ -143,31 +142,46 @@ impl Repository {
         Blob::new(self.0.clone(), digest, size)
     }
 
-    /// Uploads a blob unless it's there. True if it was uploaded. The registry verifies the digest.
+    /// Uploads a blob unless it's there. True if it was uploaded. The registry verifies the digest. A registry gets one of
+    /// over 8 MiB in chunks, of which it's sent what it lacks after a break.
     ///
     /// # Errors
     /// See [`ErrorKind`](crate::ErrorKind).
     pub async fn push_blob(&self, digest: Digest, bytes: Bytes) -> Result<bool, RegistryError> {
         match &self.0 {
-            Place::Remote(remote) => remote.push_blob(digest, push::body_of_bytes(bytes)).await,
+            Place::Remote(remote) => remote.push_blob(digest, bytes).await,
             Place::Layout(layout) => layout.push_bytes(digest, bytes).await,
         }
     }
 
-    /// Uploads a blob of exactly `size` bytes from a stream unless it's there. True if it was uploaded. Nothing is kept
-    /// of the stream, so an upload that breaks isn't tried again; the stream isn't read if the blob is there.
+    /// Brings a blob here, through this process, unless it's there. True if it was brought. A registry gets a small blob
+    /// in one piece and others in chunks; after a break `from` is read again at the byte that the registry has come to,
+    /// from the first one if it has lost the upload or takes no chunks. `on_progress` is told up to which byte the blob
+    /// has been handed on, which may go back.
     ///
     /// # Errors
-    /// See [`ErrorKind`](crate::ErrorKind); [`ErrorKind::Source`] if the stream itself fails.
-    pub async fn push_blob_stream<S, E>(&self, digest: Digest, size: u64, stream: S) -> Result<bool, RegistryError>
-    where
-        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
-        E: fmt::Display,
-    {
-        let upload = UploadStream::new(size, stream);
+    /// See [`ErrorKind`](crate::ErrorKind); [`ErrorKind::Source`] if a large blob can't be read.
+    pub async fn copy_blob(
+        &self,
+        from: &Blob,
+        on_progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<bool, RegistryError> {
+        let (digest, size) = (from.digest(), from.size());
+        let source = Source::new(from.clone(), Arc::new(on_progress));
         match &self.0 {
-            Place::Remote(remote) => remote.push_blob(digest, push::body_of_stream(upload)).await,
-            Place::Layout(layout) => layout.push_stream(digest, upload).await,
+            Place::Remote(remote) => remote.push_from(&source).await,
+            Place::Layout(layout) => layout.push_stream(digest, source.upload(0..size)).await,
+        }
+    }
+
+    /// Begins an upload of a blob whose digest is known only at its end.
+    ///
+    /// # Errors
+    /// A layout can't be written to. A registry isn't asked yet.
+    pub async fn upload(&self) -> Result<BlobUpload, RegistryError> {
+        match &self.0 {
+            Place::Remote(remote) => Ok(BlobUpload::to_registry(remote.clone())),
+            Place::Layout(layout) => BlobUpload::to_layout(layout).await,
         }
     }
 

@@ -130,10 +130,20 @@ impl Drop for Fake {
 }
 
 type Handler = dyn Fn(&Seen) -> Reply + Send + Sync;
+/// After how many bytes of its body a request's connection is cut, and its answer lost.
+type Cut = dyn Fn(&Seen) -> Option<usize> + Send + Sync;
 
 impl Fake {
     pub async fn start(handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         Self::start_with(handler, |socket| async { Ok(socket) }).await
+    }
+
+    /// With connections that are cut in the middle of a request's body; the handler sees what came of it before.
+    pub async fn start_cutting(
+        handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+        cut: impl Fn(&Seen) -> Option<usize> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_all(handler, cut, |socket| async { Ok(socket) }).await
     }
 
     /// With something that is done to each connection first, as a TLS handshake.
@@ -145,20 +155,33 @@ impl Fake {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = io::Result<S>> + Send + 'static,
     {
+        Self::start_all(handler, |_| None, accept).await
+    }
+
+    async fn start_all<S, F>(
+        handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+        cut: impl Fn(&Seen) -> Option<usize> + Send + Sync + 'static,
+        accept: impl Fn(tokio::net::TcpStream) -> F + Send + 'static,
+    ) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = io::Result<S>> + Send + 'static,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let log: Arc<Mutex<Vec<Seen>>> = Arc::default();
-        let (handler, seen): (Arc<Handler>, _) = (Arc::new(handler), log.clone());
+        let (handler, cut, seen): (Arc<Handler>, Arc<Cut>, _) = (Arc::new(handler), Arc::new(cut), log.clone());
         let accepted: Arc<AtomicUsize> = Arc::default();
         let connections = accepted.clone();
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
                 accepted.fetch_add(1, SeqCst);
-                let (handler, seen, ready) = (handler.clone(), seen.clone(), accept(socket));
+                let (handler, cut, seen, ready) = (handler.clone(), cut.clone(), seen.clone(), accept(socket));
                 connections.spawn(async move {
                     let Ok(socket) = ready.await else { return };
-                    let service = service_fn(move |request| answer(request, handler.clone(), seen.clone()));
+                    let service =
+                        service_fn(move |request| answer(request, handler.clone(), cut.clone(), seen.clone()));
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(socket), service)
                         .await;
@@ -197,19 +220,30 @@ impl Fake {
 async fn answer(
     request: Request<Incoming>,
     handler: Arc<Handler>,
+    cut: Arc<Cut>,
     log: Arc<Mutex<Vec<Seen>>>,
-) -> Result<Response<UnsyncBoxBody<Bytes, io::Error>>, hyper::Error> {
-    let (head, body) = request.into_parts();
-    let body = body.collect().await?.to_bytes();
-    let seen = Seen {
+) -> Result<Response<UnsyncBoxBody<Bytes, io::Error>>, io::Error> {
+    let (head, mut body) = request.into_parts();
+    let mut seen = Seen {
         method: head.method.to_string(),
         path: head.uri.path().to_owned(),
         query: head.uri.query().unwrap_or_default().to_owned(),
         headers: head.headers,
-        body,
+        body: Bytes::new(),
     };
+    let limit = cut(&seen);
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        bytes.extend_from_slice(frame.map_err(io::Error::other)?.data_ref().unwrap_or(&Bytes::new()));
+        if limit.is_some_and(|limit| bytes.len() >= limit) {
+            break;
+        }
+    }
+    bytes.truncate(limit.unwrap_or(usize::MAX));
+    seen.body = bytes.into();
     log.lock().unwrap().push(seen.clone());
-    Ok(handler(&seen).into_response())
+    let reply = handler(&seen);
+    if limit.is_some() { Err(io::Error::other("cut")) } else { Ok(reply.into_response()) }
 }
 
 /// What a good registry answers to a GET or HEAD of a blob, with or without a range.

@@ -3,8 +3,8 @@ use crate::fake::*;
 use bytes::Bytes;
 use clipper_format::digest::Digest;
 use clipper_registry::{Client, ErrorKind, Repository, Selector, media};
-use futures::{StreamExt, TryStreamExt, stream};
-use std::{convert::Infallible, fs, path::Path};
+use futures::{StreamExt, TryStreamExt};
+use std::{fs, path::Path};
 
 fn layout(dir: &Path) -> Repository {
     repository(&client(), &format!("oci:{}", dir.display()))
@@ -33,11 +33,18 @@ async fn what_is_pushed_can_be_read() {
     assert_eq!(read(&blob, 1_000_001..2_500_000).await.unwrap(), data.slice(1_000_001..2_500_000));
     assert_eq!(blob.read_all(3_000_000).await.unwrap(), data);
 
-    let parts: Vec<Result<Bytes, Infallible>> =
-        data[1..].chunks(99_999).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
+    let mut upload = repository.upload().await.unwrap();
+    for part in data[1..].chunks(99_999) {
+        upload.write(Bytes::copy_from_slice(part)).await.unwrap();
+    }
     let second = Digest::of(&data[1..]);
-    assert!(repository.push_blob_stream(second, 2_999_999, stream::iter(parts.clone())).await.unwrap());
-    assert!(!repository.push_blob_stream(second, 2_999_999, stream::iter(parts)).await.unwrap());
+    assert_eq!(upload.finish().await.unwrap(), (second, 2_999_999));
+    let mut again = repository.upload().await.unwrap();
+    again.write(data.slice(1..)).await.unwrap();
+    assert_eq!(again.finish().await.unwrap(), (second, 2_999_999), "it's no error if it's there");
+    let mut dropped = repository.upload().await.unwrap();
+    dropped.write(data.slice(2..)).await.unwrap();
+    drop(dropped);
     assert_eq!(repository.blob(second, 2_999_999).read_all(4_000_000).await.unwrap(), data.slice(1..));
     assert_eq!(fs::read(target.join("oci-layout")).unwrap(), br#"{"imageLayoutVersion":"1.0.0"}"#);
     assert_eq!(fs::read_dir(target.join("blobs")).unwrap().count(), 1, "no temporary files are left");
@@ -157,15 +164,14 @@ async fn wrong_uploads_leave_nothing_behind() {
     let repository = layout(dir.path());
     let data = sample(1000);
     assert!(repository.push_blob(other_digest(), data.clone()).await.is_err());
-    let one = |bytes: Bytes| stream::iter([Ok::<_, String>(bytes)]);
-    assert!(repository.push_blob_stream(other_digest(), 1000, one(data.clone())).await.is_err());
-    for size in [999, 1001] {
-        let error = repository.push_blob_stream(Digest::of(&data), size, one(data.clone())).await.unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Source(_)), "{error}");
+    // From places that have less, more or something else than they should.
+    let other = Fake::start(move |_| Reply::new(200).bytes(sample(1000))).await;
+    for (digest, size) in [(other_digest(), 1000), (Digest::of(&data), 999), (Digest::of(&data), 1001)] {
+        let from = other.app(&client()).blob(digest, size);
+        let error = repository.copy_blob(&from, |_| {}).await.unwrap_err();
+        let wanted = if size == 1000 { "digest of the bytes" } else { "can't be read" };
+        assert!(error.to_string().contains(wanted), "{error}");
     }
-    let failing = stream::iter([Ok(data.slice(..10)), Err("no more")]);
-    let error = repository.push_blob_stream(Digest::of(&data), 1000, failing).await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Source(text) if text == "no more"), "{error}");
     assert_eq!(fs::read_dir(dir.path().join("blobs/sha256")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(dir.path().join("blobs")).unwrap().count(), 1);
 }

@@ -133,3 +133,13 @@ async fn blob_sizes_come_from_a_head() {
     assert_eq!(app.blob_size(&other_digest()).await.unwrap(), None);
     assert_eq!(server.seen()[0].method, "HEAD");
 }
+
+/// Lists of what refers to an image are the registry's, or other tools': only they know all of it.
+#[tokio::test]
+async fn a_manifest_about_another_one_is_put_and_nothing_else_is_touched() {
+    let server = Fake::start(|_| Reply::new(201)).await;
+    let text = format!(r#"{{"schemaVersion":2,"subject":{{"digest":"{}"}}}}"#, other_digest());
+    let tag = Selector::Tag("v".into());
+    server.app(&client()).put_manifest(&tag, media::OCI_MANIFEST, text.into()).await.unwrap();
+    assert_eq!(server.lines(), ["PUT /v2/app/manifests/v"]);
+}

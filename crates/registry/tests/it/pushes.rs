@@ -3,8 +3,6 @@ use crate::fake::*;
 use bytes::Bytes;
 use clipper_format::digest::Digest;
 use clipper_registry::ErrorKind;
-use futures::stream;
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 /// A registry that has no blobs and takes uploads at `location`.
@@ -17,10 +15,6 @@ async fn taking(location: &'static str) -> Fake {
     .await
 }
 
-fn chunks(data: &Bytes, size: usize) -> Vec<Result<Bytes, Infallible>> {
-    data.chunks(size).map(|c| Ok(Bytes::copy_from_slice(c))).collect()
-}
-
 #[tokio::test]
 async fn a_blob_that_is_there_is_not_uploaded() {
     let data = sample(1000);
@@ -28,8 +22,9 @@ async fn a_blob_that_is_there_is_not_uploaded() {
     let server = Fake::start(move |seen| blob_reply(seen, &stored)).await;
     let app = server.app(&client());
     assert!(!app.push_blob(Digest::of(&data), data.clone()).await.unwrap());
-    let parts = stream::iter(chunks(&data, 100));
-    assert!(!app.push_blob_stream(Digest::of(&data), 1000, parts).await.unwrap());
+    let source = Fake::start(|_| Reply::new(500)).await;
+    assert!(!app.copy_blob(&blob(&source, &client(), &data), |_| {}).await.unwrap());
+    assert!(source.seen().is_empty(), "it isn't read");
     assert!(server.seen().iter().all(|s| s.method == "HEAD"));
 }
 
@@ -57,40 +52,12 @@ async fn a_blob_is_posted_and_put_where_the_registry_says() {
 }
 
 #[tokio::test]
-async fn a_stream_is_uploaded_with_its_length() {
-    let data = sample(500_000);
-    let server = taking("/up").await;
-    let parts = stream::iter(chunks(&data, 33_333));
-    assert!(server.app(&client()).push_blob_stream(Digest::of(&data), 500_000, parts).await.unwrap());
-    let put = &server.seen()[2];
-    assert_eq!((put.header("content-length"), &put.body), ("500000", &data));
-}
-
-#[tokio::test]
 async fn an_empty_blob_is_uploaded_too() {
     let server = taking("/up").await;
     assert!(server.app(&client()).push_blob(Digest::of(b""), Bytes::new()).await.unwrap());
     assert_eq!(server.seen()[2].header("content-length"), "0");
-    let none = stream::empty::<Result<Bytes, Infallible>>();
-    assert!(server.app(&client()).push_blob_stream(Digest::of(b""), 0, none).await.unwrap());
-}
-
-#[tokio::test]
-async fn a_stream_that_fails_is_told_and_not_sent_again() {
-    let data = sample(500_000);
-    let server = taking("/up").await;
-    let app = server.app(&client());
-    let push = |parts: Vec<Result<Bytes, &'static str>>| {
-        let app = app.clone();
-        async move { app.push_blob_stream(Digest::of(b"any"), 500_000, stream::iter(parts)).await.unwrap_err() }
-    };
-    let error = push(vec![Ok(data.slice(..100_000)), Err("the disk is on fire")]).await;
-    assert!(matches!(error.kind(), ErrorKind::Source(text) if text == "the disk is on fire"), "{error}");
-    let error = push(vec![Ok(data.slice(..499_999))]).await;
-    assert!(matches!(error.kind(), ErrorKind::Source(text) if text.contains("gave 499999 bytes")), "{error}");
-    let error = push(vec![Ok(data.slice(..400_000)), Ok(data.slice(..100_001))]).await;
-    assert!(matches!(error.kind(), ErrorKind::Source(text) if text.contains("gave 500001 bytes")), "{error}");
-    assert_eq!(server.seen().iter().filter(|s| s.method == "POST").count(), 3);
+    let empty = server.app(&client()).upload().await.unwrap();
+    assert_eq!(empty.finish().await.unwrap(), (Digest::of(b""), 0));
 }
 
 #[tokio::test]
@@ -194,7 +161,9 @@ async fn operations_can_be_moved_between_threads() {
     drop(movable(app.put_manifest(&tag, "a/b", Bytes::new())));
     drop(movable(app.blob_size(&digest)));
     drop(movable(app.push_blob(digest, Bytes::new())));
-    drop(movable(app.push_blob_stream(digest, 0, stream::empty::<Result<Bytes, Infallible>>())));
+    drop(movable(app.copy_blob(&blob, |_| {})));
+    drop(movable(async { app.upload().await.unwrap().write(Bytes::new()).await }));
+    drop(movable(async { app.upload().await.unwrap().finish().await }));
     drop(movable(app.mount_blob(&app, digest, 1)));
     drop(movable(app.tags()));
     drop(movable(blob.read(0..1)));

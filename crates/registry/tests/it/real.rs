@@ -3,69 +3,25 @@ use crate::fake::*;
 use bytes::Bytes;
 use clipper_format::digest::Digest;
 use clipper_registry::{Client, Repository, Selector, image::ImageSet, media};
-use futures::stream;
-use std::{convert::Infallible, path::Path, process::Stdio};
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-};
+use clipper_tests::registry::Registry;
 
-/// A registry with a directory and a port of its own; it ends when dropped.
-struct Registry {
-    host: String,
-    _process: Child,
-    _dir: TempDir,
-}
-
-impl Registry {
-    async fn start() -> Self {
-        let program = Path::new("/usr/bin/docker-registry");
-        assert!(program.exists(), "install the package docker-registry: {} is missing", program.display());
-        let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n",
-            dir.path().join("data").display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut process = Command::new(program)
-            .args(["serve".as_ref(), config.as_os_str()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let host = loop {
-            let line = lines.next_line().await.unwrap().expect("the registry ended");
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split('"').next().unwrap().to_owned();
-            }
-        };
-        // Its log is read on, or it would block.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { host, _process: process, _dir: dir }
-    }
-
-    fn repository(&self, client: &Client, name: &str) -> Repository {
-        repository(client, &format!("{}/{name}", self.host))
-    }
+/// A repository of a registry.
+pub fn at(registry: &Registry, client: &Client, name: &str) -> Repository {
+    repository(client, &format!("{}/{name}", registry.host()))
 }
 
 #[tokio::test]
 async fn push_mount_range_tags_and_resolve() {
-    let registry = Registry::start().await;
+    let registry = Registry::start().unwrap();
     let client = client();
-    let (base, app) = (registry.repository(&client, "base/os"), registry.repository(&client, "app"));
+    let (base, app) = (at(&registry, &client, "base/os"), at(&registry, &client, "app"));
     let layer = sample(3 << 20);
     let digest = Digest::of(&layer);
 
     let missing = base.tags().await.unwrap_err();
     assert!(missing.is_not_found() && missing.to_string().contains("NAME_UNKNOWN"), "{missing}");
     assert_eq!(base.blob_size(&digest).await.unwrap(), None);
-    let parts: Vec<Result<Bytes, Infallible>> = layer.chunks(100_000).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
-    assert!(base.push_blob_stream(digest, layer.len() as u64, stream::iter(parts)).await.unwrap());
+    assert!(base.push_blob(digest, layer.clone()).await.unwrap());
     assert_eq!(base.blob_size(&digest).await.unwrap(), Some(3 << 20));
     let blob = base.blob(digest, 3 << 20);
     assert_eq!(read(&blob, 1_000_000..2_000_001).await.unwrap(), layer.slice(1_000_000..2_000_001));
@@ -93,7 +49,7 @@ async fn push_mount_range_tags_and_resolve() {
     tags.sort();
     assert_eq!(listed, tags);
 
-    let name = reference(&format!("{}/app:t3", registry.host));
+    let name = reference(&format!("{}/app:t3", registry.host()));
     let set = ImageSet::resolve(&app, &name).await.unwrap();
     assert_eq!(set.top.bytes, manifest);
     assert_eq!(set.images[0].digest, Digest::of(&manifest));
@@ -101,4 +57,51 @@ async fn push_mount_range_tags_and_resolve() {
     assert_eq!(ImageSet::resolve(&app, &by_digest).await.unwrap().top, set.top);
     let gone = app.manifest(&Selector::Tag("gone".into())).await.unwrap_err();
     assert!(gone.is_not_found() && gone.to_string().contains("MANIFEST_UNKNOWN"), "{gone}");
+}
+
+#[tokio::test]
+async fn what_refers_to_an_image_is_left_as_it_is() {
+    let registry = Registry::start().unwrap();
+    let client = client();
+    let app = at(&registry, &client, "app");
+    let empty = Bytes::from_static(b"{}");
+    app.push_blob(Digest::of(&empty), empty.clone()).await.unwrap();
+    let config =
+        serde_json::json!({"mediaType": media::OCI_CONFIG, "digest": Digest::of(&empty).to_string(), "size": 2});
+    let of = |subject: Option<&Bytes>, note: &str| {
+        let mut manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": [],
+            "annotations": {"note": note},
+        });
+        if let Some(subject) = subject {
+            manifest["subject"] = serde_json::json!({
+                "mediaType": media::OCI_MANIFEST, "digest": Digest::of(subject).to_string(), "size": subject.len(),
+            });
+        }
+        Bytes::from(manifest.to_string())
+    };
+    let tag = |name: &str| Selector::Tag(name.to_owned());
+    let image = of(None, "image");
+    let signature = of(Some(&image), "signature");
+    app.put_manifest(&tag("v1"), media::OCI_MANIFEST, image.clone()).await.unwrap();
+    let by_digest = |manifest: &Bytes| Selector::Digest(Digest::of(manifest));
+    app.put_manifest(&by_digest(&signature), media::OCI_MANIFEST, signature.clone()).await.unwrap();
+    // As other tools list it where the registry has no referrers API (distribution-spec, "Referrers Tag Schema").
+    let list = serde_json::json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": [{
+        "mediaType": media::OCI_MANIFEST, "digest": Digest::of(&signature).to_string(), "size": signature.len(),
+    }]});
+    let list = Bytes::from(list.to_string());
+    let fallback = tag(&format!("sha256-{}", Digest::of(&image).hex()));
+    app.put_manifest(&fallback, media::OCI_INDEX, list.clone()).await.unwrap();
+
+    // Another manifest about the same image, by digest and under a tag; and the image's own tag again.
+    let ours = of(Some(&image), "index");
+    app.put_manifest(&by_digest(&ours), media::OCI_MANIFEST, ours.clone()).await.unwrap();
+    app.put_manifest(&tag("v1_accelerated"), media::OCI_MANIFEST, ours).await.unwrap();
+    app.put_manifest(&tag("v1"), media::OCI_MANIFEST, image).await.unwrap();
+    assert_eq!(app.manifest(&fallback).await.unwrap().bytes, list);
+    assert_eq!(app.manifest(&by_digest(&signature)).await.unwrap().bytes, signature);
+    let mut tags = app.tags().await.unwrap();
+    tags.sort();
+    assert_eq!(tags.len(), 3, "{tags:?}");
 }
