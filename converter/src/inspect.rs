@@ -6,7 +6,7 @@ use crate::report::{human, percent};
 use anyhow::{Context, Result};
 use clipper_format::Digest;
 use clipper_format::index::{Index, LayerIndex};
-use clipper_format::span::Start;
+use clipper_format::span::{Span, Start};
 use clipper_mount::AcceleratedImage;
 use clipper_registry::Repository;
 use serde::Serialize;
@@ -56,6 +56,8 @@ struct InspectedLayer {
     diff_id: Digest,
     size: u64,
     device_size: u64,
+    /// How its spans decode.
+    format: &'static str,
     inodes: u64,
     tree_size: usize,
     spans: usize,
@@ -127,11 +129,25 @@ fn inspect_layer(layer: &LayerIndex) -> InspectedLayer {
         diff_id: layer.diff_id,
         size: layer.source_size,
         device_size: layer.spans.device_size(),
+        format: format(spans),
         inodes: layer.tree.inode_count(),
         tree_size: layer.tree.len(),
         spans: spans.len(),
-        spans_without_checkpoint: spans.iter().filter(|s| !matches!(s.start, Start::Gzip { .. })).count(),
+        spans_without_checkpoint: spans.iter().filter(|s| s.start.checkpoint().is_none()).count(),
         checkpoints_size: layer.checkpoint_groups.iter().map(|g| g.end - g.start).sum(),
+    }
+}
+
+/// What kind of layer has these spans.
+fn format(spans: &[Span]) -> &'static str {
+    let all = |kind: fn(&Start) -> bool| spans.iter().all(|span| kind(&span.start));
+    match spans {
+        [] => "empty",
+        _ if all(|start| matches!(start, Start::Stored)) => "tar",
+        _ if all(|start| matches!(start, Start::ZstdFrame { .. })) => "zstd frames",
+        // A layer of one span is a member, too: nothing more can be told.
+        [_, _, ..] if all(|start| matches!(start, Start::GzipMember { .. })) => "gzip members",
+        _ => "gzip",
     }
 }
 
@@ -162,13 +178,14 @@ fn print(image: &Inspected) {
     println!("    overhead      {:.2} % of the compressed layers", image.overhead_percent);
     println!("    spans         {} of at most {}", image.spans, human(image.span_size.into()));
     println!(
-        "    {:14}{:>12} {:>12} {:>9} {:>7} {:>13}",
-        "layer", "compressed", "unpacked", "files", "spans", "checkpoints"
+        "    {:14}{:13}{:>12} {:>12} {:>9} {:>7} {:>13}",
+        "layer", "format", "compressed", "unpacked", "files", "spans", "checkpoints"
     );
     for layer in &image.layers {
         println!(
-            "    {:14}{:>12} {:>12} {:>9} {:>7} {:>13}",
+            "    {:14}{:13}{:>12} {:>12} {:>9} {:>7} {:>13}",
             &layer.digest.hex()[..12],
+            layer.format,
             human(layer.size),
             human(layer.device_size),
             layer.inodes,

@@ -26,8 +26,9 @@ impl Compression {
         Self::Gzip("gzip -6n".into())
     }
 
-    /// By name: `tar`, `zstd`, `gzip`, `store` (gzip without compressing), `pigz` (blocks flushed and joined), `bgzip` (a member every 64 KiB), `members`
-    /// (members of uneven sizes).
+    /// By name: `tar`, `zstd`, `gzip`, `store` (gzip without compressing), `pigz` (blocks flushed and joined),
+    /// `bgzip` (a member every 64 KiB), `members` (members of uneven sizes); `zstd` (one frame), `frames` (frames of
+    /// uneven sizes), `pzstd` (frames of 8 MiB).
     pub fn by_name(name: &str) -> Result<Self> {
         Ok(match name {
             "tar" => Self::Tar,
@@ -36,6 +37,8 @@ impl Compression {
             "store" => Self::Gzip("pigz -0nc".into()),
             "bgzip" => Self::Gzip("bgzip -c".into()),
             "members" => Self::Gzip("split -b 777777 --filter='gzip -6n' -".into()),
+            "frames" => Self::Zstd("split -b 77777 --filter='zstd -q -3 -c' -".into()),
+            "pzstd" => Self::Zstd("pzstd -q -3 -c -p2".into()),
             "zstd" => Self::Zstd("zstd -q -3 -c".into()),
             other => bail!("no compression is called {other}"),
         })
@@ -129,6 +132,12 @@ impl Layout {
         temporary.persist(self.path_of(&digest))?;
         let descriptor = json!({"mediaType": how.media_type(), "digest": digest, "size": size});
         Ok(Layer { descriptor, diff_id })
+    }
+
+    /// Stores a layer that the caller has packed: `blob` decompresses to `tar`.
+    pub fn packed(&self, media_type: &str, tar: &[u8], blob: &[u8]) -> Result<Layer> {
+        let descriptor = json!({"mediaType": media_type, "digest": self.blob(blob)?, "size": blob.len()});
+        Ok(Layer { descriptor, diff_id: hex_digest(tar) })
     }
 
     /// Writes an image's configuration and manifest; gives the manifest's descriptor.

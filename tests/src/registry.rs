@@ -67,10 +67,21 @@ impl Registry {
 
     /// Copies an image from wherever skopeo finds it, all platforms; gives its reference.
     pub fn push(&self, source: &str, repository_and_tag: &str) -> Result<String> {
+        self.copy(source, repository_and_tag, &[])
+    }
+
+    /// As [`push`](Self::push), but for what skopeo can't compress as it likes: it takes zstd that begins with a
+    /// skippable frame for uncompressed.
+    pub fn push_as_is(&self, source: &str, repository_and_tag: &str) -> Result<String> {
+        self.copy(source, repository_and_tag, &["--preserve-digests"])
+    }
+
+    fn copy(&self, source: &str, repository_and_tag: &str, flags: &[&str]) -> Result<String> {
         let target = format!("{}/{repository_and_tag}", self.host());
         let to = format!("docker://{target}");
         run(Command::new("skopeo")
             .args(["copy", "-q", "--all", "--dest-tls-verify=false", "--src-tls-verify=false"])
+            .args(flags)
             .args([source, &to]))?;
         Ok(target)
     }

@@ -129,15 +129,21 @@ async fn unpack(base: &Base, progress: &Progress) -> Result<Paths> {
 
 fn unpack_layer(paths: &mut Paths, source: &mut Hashed, digest: Digest) -> Result<()> {
     let mut head = Vec::new();
-    (&mut *source).take(2).read_to_end(&mut head)?;
-    let gzip = head == [0x1f, 0x8b];
+    (&mut *source).take(4).read_to_end(&mut head)?;
+    let magic = head.clone();
     let whole = io::Cursor::new(head).chain(&mut *source);
-    if gzip {
-        let mut tar = flate2::read::MultiGzDecoder::new(whole);
-        reference::apply(paths, &mut tar)?;
-        io::copy(&mut tar, &mut io::sink())?;
-    } else {
-        reference::apply(paths, whole)?;
+    match magic[..] {
+        [0x1f, 0x8b, ..] => {
+            let mut tar = flate2::read::MultiGzDecoder::new(whole);
+            reference::apply(paths, &mut tar)?;
+            io::copy(&mut tar, &mut io::sink())?;
+        }
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+            let mut tar = zstd::Decoder::new(whole)?;
+            reference::apply(paths, &mut tar)?;
+            io::copy(&mut tar, &mut io::sink())?;
+        }
+        _ => reference::apply(paths, whole)?,
     }
     io::copy(source, &mut io::sink())?;
     let actual = Digest::from_bytes(source.hash.clone().finalize().into());

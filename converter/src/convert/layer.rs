@@ -2,11 +2,12 @@
 use crate::report::Task;
 use bytes::Bytes;
 use clipper_format::Digest;
-use clipper_format::gzip::{self, CHECKPOINTS_PER_GROUP, Checkpoint, IndexOptions, IndexedSpan, Indexer};
+use clipper_format::gzip::{self, CHECKPOINTS_PER_GROUP, Checkpoint, IndexOptions, IndexedSpan};
 use clipper_format::index::{LayerIndex, PackError, PackedTree};
 use clipper_format::span::{Span, SpanTable};
 use clipper_format::stored::StoredIndexer;
 use clipper_format::tar::{LayerWalker, Limits};
+use clipper_format::zstd::{self, ZstdError};
 use clipper_registry::Blob;
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
@@ -37,12 +38,23 @@ pub struct IndexedLayer {
 /// Why a layer can't be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// It is compressed with zstd.
+    /// It is compressed with zstd in too large a frame: most likely all of it is one.
     #[error(
-        "layer {0} is compressed with zstd ({1}), which index-only mode can't index yet; \
-         push the image with gzip layers (for example `skopeo copy --dest-compress-format gzip`) and convert that"
+        "layer {layer} is compressed with zstd ({media_type}) in a frame of over {limit} MiB, which index-only mode \
+         can't index yet: layers of one frame, as docker and podman push them, are to come; `--mode full` repacks the \
+         image, or push it with gzip or zstd:chunked layers (for example `skopeo copy --dest-compress-format gzip`) \
+         and convert that",
+        limit = zstd::MAX_FRAME >> 20
     )]
-    Zstd(Digest, String),
+    ZstdFrame {
+        /// The layer.
+        layer: Digest,
+        /// Its media type.
+        media_type: String,
+    },
+    /// It isn't valid zstd, or can't be indexed for another reason.
+    #[error("layer {0}: {1}")]
+    Zstd(Digest, ZstdError),
     /// Its compressed bytes aren't those of its digest.
     #[error("layer {0}: the registry sent other bytes, with digest {1}; the blob is corrupt: push it again")]
     Digest(Digest, Digest),
@@ -120,7 +132,7 @@ pub async fn index(input: LayerInput, span_size: u32, task: &Task) -> Result<Ind
     let described = describe.await.map_err(|_| LayerError::Stopped(digest))?;
     read?; // An aborted read makes the later stages fail as if the layer were truncated: tell the cause.
     match (inflated, described) {
-        (Err(error @ LayerError::Zstd(..)), _) => Err(error),
+        (Err(error @ LayerError::ZstdFrame { .. }), _) => Err(error),
         // Bytes that aren't the layer's explain every other complaint about them.
         (_, Err(error @ LayerError::Digest(..))) | (Err(error), _) | (Ok(()), Err(error)) => Err(error),
         (Ok(()), Ok(mut layer)) => {
@@ -131,8 +143,27 @@ pub async fn index(input: LayerInput, span_size: u32, task: &Task) -> Result<Ind
 }
 
 enum Codec {
-    Gzip(Box<Indexer>),
+    Gzip(Box<gzip::Indexer>),
+    Zstd(Box<zstd::Indexer>),
     Stored(StoredIndexer),
+}
+
+/// Why a codec failed.
+enum CodecError {
+    Gzip(gzip::GzipError),
+    Zstd(ZstdError),
+}
+
+impl CodecError {
+    fn of_layer(self, layer: Digest, media_type: &str) -> LayerError {
+        match self {
+            Self::Gzip(error) => LayerError::Gzip(layer, error),
+            Self::Zstd(ZstdError::FrameTooLarge { .. }) => {
+                LayerError::ZstdFrame { layer, media_type: media_type.into() }
+            }
+            Self::Zstd(error) => LayerError::Zstd(layer, error),
+        }
+    }
 }
 
 /// Bytes that tell a compression format. containerd, too, goes by them and not by the media type
@@ -141,17 +172,21 @@ const MAGIC: usize = 4;
 
 impl Codec {
     /// The codec of a layer that begins with `head`.
-    fn of(head: &[u8], span_size: u32) -> Option<Self> {
+    fn of(head: &[u8], span_size: u32) -> Self {
+        let options = IndexOptions { span_size };
         match head {
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => None,
-            [0x1f, 0x8b, ..] => Some(Self::Gzip(Box::new(Indexer::new(IndexOptions { span_size })))),
-            _ => Some(Self::Stored(StoredIndexer::new(IndexOptions { span_size }))),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+                Self::Zstd(Box::new(zstd::Indexer::new(options)))
+            }
+            [0x1f, 0x8b, ..] => Self::Gzip(Box::new(gzip::Indexer::new(options))),
+            _ => Self::Stored(StoredIndexer::new(options)),
         }
     }
 
-    fn push(&mut self, input: &[u8], spans: &mut Vec<IndexedSpan>) -> Result<(), gzip::GzipError> {
+    fn push(&mut self, input: &[u8], spans: &mut Vec<IndexedSpan>) -> Result<(), CodecError> {
         match self {
-            Self::Gzip(indexer) => indexer.push(input, spans),
+            Self::Gzip(indexer) => indexer.push(input, spans).map_err(CodecError::Gzip),
+            Self::Zstd(indexer) => indexer.push(input, spans).map_err(CodecError::Zstd),
             Self::Stored(indexer) => {
                 indexer.push(input, spans);
                 Ok(())
@@ -159,9 +194,10 @@ impl Codec {
         }
     }
 
-    fn finish(&mut self, spans: &mut Vec<IndexedSpan>) -> Result<(), gzip::GzipError> {
+    fn finish(&mut self, spans: &mut Vec<IndexedSpan>) -> Result<(), CodecError> {
         match self {
-            Self::Gzip(indexer) => indexer.finish(spans),
+            Self::Gzip(indexer) => indexer.finish(spans).map_err(CodecError::Gzip),
+            Self::Zstd(indexer) => indexer.finish(spans).map_err(CodecError::Zstd),
             Self::Stored(indexer) => {
                 indexer.finish(spans);
                 Ok(())
@@ -198,16 +234,17 @@ fn inflate(
                 continue;
             }
             input = Bytes::from(std::mem::take(&mut head));
-            codec = Codec::of(&input, span_size);
         }
-        let Some(codec) = &mut codec else {
-            return Err(LayerError::Zstd(digest, media_type));
-        };
+        let codec = codec.get_or_insert_with(|| Codec::of(&input, span_size));
         if outcome.is_ok() {
             outcome = codec.push(&input, &mut spans);
         }
         if ended && outcome.is_ok() {
             outcome = codec.finish(&mut spans);
+        }
+        if let Err(CodecError::Zstd(error @ ZstdError::FrameTooLarge { .. })) = outcome {
+            // Nothing in the rest of the layer can change that.
+            return Err(CodecError::Zstd(error).of_layer(digest, &media_type));
         }
         for span in spans.drain(..) {
             if to_describe.send(Piece::Span(span)).is_err() {
@@ -215,7 +252,7 @@ fn inflate(
             }
         }
         if ended {
-            return outcome.map_err(|error| LayerError::Gzip(digest, error));
+            return outcome.map_err(|error| error.of_layer(digest, &media_type));
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     presence::Identity,
     storage::{self, Storage},
 };
-use clipper_format::{Digest, span::Start};
+use clipper_format::Digest;
 use rustix::fs::FlockOperation;
 use std::{
     collections::HashMap,
@@ -229,17 +229,10 @@ fn fingerprint(spec: &DeviceSpec) -> [u8; 32] {
     hash.update(&spec.source_size.to_le_bytes());
     hash.update(&(spec.spans.spans().len() as u64).to_le_bytes());
     for span in spec.spans.spans() {
-        let (kind, bit, skip, checkpoint) = match span.start {
-            Start::Stored => (0, 0, 0, 0),
-            Start::GzipMember => (1, 0, 0, 0),
-            Start::Gzip { bit, skip, checkpoint } => (2, bit, skip, checkpoint),
-        };
         hash.update(&span.device_len.to_le_bytes());
         hash.update(&span.source_offset.to_le_bytes());
         hash.update(&span.source_len.to_le_bytes());
-        hash.update(&[kind, bit]);
-        hash.update(&skip.to_le_bytes());
-        hash.update(&checkpoint.to_le_bytes());
+        hash.update(&span.start.to_bytes());
         hash.update(&span.blake3);
     }
     for group in &spec.checkpoint_groups {

@@ -12,7 +12,7 @@ use crate::{
     sources::Picked,
 };
 use bytes::Bytes;
-use clipper_format::span::{Span, Start};
+use clipper_format::span::Span;
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
@@ -392,7 +392,7 @@ async fn settle(pending: &mut Option<Pending>) -> (usize, Result<Decoded, Why>) 
 /// Decodes and verifies a span.
 fn decode(device: &Device, span: usize, loaded: Loaded, decoder: Option<Decoder>) -> Result<Verified, String> {
     let described = device.spans().get(span).ok_or("it is not in the table")?;
-    let carried = decoder.filter(|_| matches!(described.start, Start::Gzip { .. }));
+    let carried = decoder.filter(|decoder| decoder.goes_on(described));
     let mut decoder = match carried {
         Some(decoder) => decoder,
         None => Decoder::start(described, loaded.group.as_ref())?,

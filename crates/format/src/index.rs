@@ -19,7 +19,8 @@ pub use startup::{HOT_FRAME_MAX, Hot, HotFrame, HotFrameError, HotPiece, pack_ho
 
 use crate::Digest;
 use crate::gzip::CHECKPOINTS_PER_GROUP;
-use crate::span::{SpanTable, SpanTableError, Start};
+use crate::span::{MAX_SKIP, SpanTable, SpanTableError, Start};
+use crate::zstd::MAX_FRAME;
 use std::ops::Range;
 use wire::{Malformed, Reader, put_varint};
 
@@ -43,7 +44,7 @@ pub const INDEX_MAX: u64 = 256 << 20;
 const TREES_MAX: u64 = 2 << 30;
 
 const MAGIC: &[u8; 8] = b"clipidx\0";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// A blob by digest and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub struct BlobRef {
 /// What an index blob says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
-    /// Most device bytes of a span; a multiple of 4096.
+    /// Most device bytes of a span, a multiple of 4096; a span that is as long as a zstd frame may have more.
     pub span_size: u32,
     /// The checkpoints of all layers; `None` if no span needs one.
     pub checkpoints: Option<BlobRef>,
@@ -241,16 +242,25 @@ impl LayerIndex {
         }
         let groups = self.checkpoint_groups.len() as u64;
         for span in self.spans.spans() {
-            if span.device_len > span_size {
+            let longest = match span.start {
+                Start::ZstdFrame { .. } => span_size.max(MAX_FRAME),
+                _ => span_size,
+            };
+            if span.device_len > longest {
                 return wrong("a span is longer than spans may be");
             }
-            if let Start::Gzip { bit, skip, checkpoint } = span.start {
-                if bit > 7 || skip > 257 {
+            match span.start {
+                Start::Gzip { bit, skip, .. } if bit > 7 || skip > 257 => {
                     return wrong("a span starts at an impossible place of a Deflate stream");
                 }
-                if u64::from(checkpoint) / CHECKPOINTS_PER_GROUP as u64 >= groups {
-                    return wrong("a span names a checkpoint that doesn't exist");
+                Start::GzipMember { skip } | Start::ZstdFrame { skip } if skip > MAX_SKIP => {
+                    return wrong("a span starts too far inside a gzip member or zstd frame");
                 }
+                _ => {}
+            }
+            if span.start.checkpoint().is_some_and(|number| u64::from(number) / CHECKPOINTS_PER_GROUP as u64 >= groups)
+            {
+                return wrong("a span names a checkpoint that doesn't exist");
             }
         }
         if self.checkpoint_groups.iter().any(|group| group.start > group.end || group.end > checkpoints_size) {

@@ -11,5 +11,6 @@ pub mod stored;
 pub mod tar;
 pub mod trace;
 pub mod tree;
+pub mod zstd;
 
 pub use digest::Digest;

@@ -4,6 +4,10 @@
 /// of the device, so that a block belongs to exactly one span.
 pub const BLOCK: u64 = 4096;
 
+/// Most decoded bytes that are thrown away before a span's first device byte: the longest zstd frame that is indexed
+/// ([`crate::zstd::MAX_FRAME`]), and twice the longest span that the converter can be asked for.
+pub const MAX_SKIP: u32 = 32 << 20;
+
 /// A run of device bytes, where its source bytes lie, how they are decoded, and what must come out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -26,8 +30,12 @@ pub struct Span {
 pub enum Start {
     /// The layer isn't compressed: source bytes are device bytes.
     Stored,
-    /// A gzip member's header is the first source byte, and nothing before it is needed; no decoded byte is skipped.
-    GzipMember,
+    /// A gzip member's header is the first source byte, and nothing before it is needed.
+    GzipMember {
+        /// Decoded bytes to throw away before the first device byte: members begin where files do, spans on blocks; at
+        /// most [`MAX_SKIP`].
+        skip: u32,
+    },
     /// Inside a gzip member.
     Gzip {
         /// Bit of the first source byte (0 = least significant) at which the next unread Deflate symbol or block
@@ -38,6 +46,36 @@ pub enum Start {
         /// Number of the checkpoint, counted within the layer.
         checkpoint: u32,
     },
+    /// The source bytes are whole zstd frames, skippable ones among them.
+    ZstdFrame {
+        /// Decoded bytes to throw away before the first device byte; at most [`MAX_SKIP`]. What is decoded after the
+        /// last device byte is thrown away, too.
+        skip: u32,
+    },
+}
+
+impl Start {
+    /// Number of the checkpoint without which decoding can't start here.
+    pub fn checkpoint(&self) -> Option<u32> {
+        match self {
+            Self::Gzip { checkpoint, .. } => Some(*checkpoint),
+            Self::Stored | Self::GzipMember { .. } | Self::ZstdFrame { .. } => None,
+        }
+    }
+
+    /// Bytes that no other start has, to be hashed: kind, bit, skip, checkpoint.
+    pub fn to_bytes(&self) -> [u8; 10] {
+        let (kind, bit, skip, checkpoint) = match *self {
+            Self::Stored => (0, 0, 0, 0),
+            Self::GzipMember { skip } => (1, 0, skip, 0),
+            Self::Gzip { bit, skip, checkpoint } => (2, bit, skip.into(), checkpoint),
+            Self::ZstdFrame { skip } => (3, 0, skip, 0),
+        };
+        let mut bytes = [kind, bit, 0, 0, 0, 0, 0, 0, 0, 0];
+        bytes[2..6].copy_from_slice(&skip.to_le_bytes());
+        bytes[6..].copy_from_slice(&checkpoint.to_le_bytes());
+        bytes
+    }
 }
 
 impl Span {

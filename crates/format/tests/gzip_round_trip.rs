@@ -33,7 +33,7 @@ fn every_span_size_holds() {
 fn nothing_and_next_to_nothing() {
     assert!(check(&member(b"", 6), b"", SPAN).is_empty());
     let spans = check(&member(b"a", 6), b"a", SPAN);
-    assert_eq!((spans.len(), spans[0].start), (1, Start::GzipMember));
+    assert_eq!((spans.len(), spans[0].start), (1, Start::GzipMember { skip: 0 }));
     for length in [4095, 4096, 4097, 65535, 65536, 65537, 65536 + 32768, 65536 + 32769, 2 * 65536] {
         let data = layer_like(3, length);
         check(&member(&data, 6), &data, SPAN);
@@ -78,7 +78,7 @@ fn a_span_that_starts_with_a_member_needs_no_checkpoint() {
         data.chunks(SPAN as usize).flat_map(|piece| [member(piece, 6), empty.clone()].concat()).collect();
     let spans = check(&layer, &data, SPAN);
     assert_eq!(spans.len(), 16);
-    assert!(spans.iter().all(|span| span.start == Start::GzipMember && span.checkpoint.is_none()));
+    assert!(spans.iter().all(|span| span.start == (Start::GzipMember { skip: 0 }) && span.checkpoint.is_none()));
 }
 
 #[test]
@@ -89,6 +89,66 @@ fn pigz_and_bgzip() {
     let spans = check(&bgzip_like(&data), &data, 256 << 10);
     let kept: usize = spans.iter().filter_map(|span| span.checkpoint.as_ref()).map(Checkpoint::window_bytes).sum();
     assert!(kept < spans.len() * 3000, "cuts are made just after members start: {kept} bytes kept");
+}
+
+/// A member for each of `parts`, and what they decode to.
+fn members(parts: impl IntoIterator<Item = Vec<u8>>) -> (Vec<u8>, Vec<u8>) {
+    let (mut layer, mut data) = (Vec::new(), Vec::new());
+    for part in parts {
+        layer.extend(member(&part, 6));
+        data.extend(part);
+    }
+    (layer, data)
+}
+
+#[test]
+fn estargz_a_member_for_each_file_needs_no_checkpoints() {
+    // Headers and contents in members of their own, padded as tar has it, and the table of contents in the last.
+    let mut rng = StdRng::seed_from_u64(10);
+    let files = (0..400).flat_map(|file| {
+        let size = 1usize << rng.random_range(0..16);
+        let size = rng.random_range(0..size);
+        [layer_like(file, 512), layer_like(1000 + file, size.next_multiple_of(512))]
+    });
+    let toc = layer_like(11, 40_960);
+    let (mut layer, data) = members(files.chain([toc]));
+    layer.extend(member(b"", 0));
+    for span_size in [SPAN, 256 << 10, 1 << 20] {
+        let spans = check(&layer, &data, span_size);
+        assert!(spans.iter().all(|span| span.checkpoint.is_none()), "spans of {span_size}");
+        let skipped: u64 = spans.iter().map(skipped).sum();
+        let most = if span_size == SPAN { data.len() / 5 } else { data.len() / 20 };
+        assert!(skipped < most as u64, "spans of {span_size}: {skipped} of {} bytes are decoded twice", data.len());
+    }
+}
+
+fn skipped(span: &IndexedSpan) -> u64 {
+    match span.start {
+        Start::GzipMember { skip } => skip.into(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn members_up_to_the_length_of_a_span_need_no_checkpoints() {
+    for size in [1, 700, 4097, 40_000, SPAN as usize - 512, SPAN as usize] {
+        let count = (1 << 20) / size.max(64);
+        let (layer, data) = members((0..count as u64).map(|seed| layer_like(seed, size)));
+        let spans = check(&layer, &data, SPAN);
+        assert!(spans.iter().all(|span| span.checkpoint.is_none()), "members of {size}");
+        assert!(spans.iter().all(|span| skipped(span) < u64::from(SPAN)));
+    }
+}
+
+#[test]
+fn only_members_longer_than_a_span_need_checkpoints_and_only_inside() {
+    let (layer, data) = members([1000, 300_000, 100, 5000, 400_000, 513].map(|size| layer_like(size as u64, size)));
+    let spans = check(&layer, &data, SPAN);
+    for span in &spans {
+        let inside = [1000..301_000, 306_100..706_100].into_iter().find(|member| member.contains(&span.device_offset));
+        let far = inside.is_some_and(|member| span.device_offset - member.start > u64::from(SPAN) / 8);
+        assert_eq!(span.checkpoint.is_some(), far, "span at {}", span.device_offset);
+    }
 }
 
 #[test]

@@ -2,8 +2,9 @@
 use clipper_format::Digest;
 use clipper_format::erofs::MAX_DEPTH;
 use clipper_format::index::{BlobRef, Hot, HotFrame, HotPiece, Index, IndexError, LayerIndex, PackError, PackedTree};
-use clipper_format::span::{Span, SpanTable, Start};
+use clipper_format::span::{MAX_SKIP, Span, SpanTable, Start};
 use clipper_format::tree::{Content, Directory, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use clipper_format::zstd::MAX_FRAME;
 use proptest::prelude::*;
 
 mod erofs_trees;
@@ -34,7 +35,8 @@ fn renumbered(tree: &Tree) -> Tree {
 fn any_layer() -> impl Strategy<Value = LayerIndex> {
     let start = prop_oneof![
         Just(Start::Stored),
-        Just(Start::GzipMember),
+        (0..=MAX_SKIP).prop_map(|skip| Start::GzipMember { skip }),
+        (0..=MAX_SKIP).prop_map(|skip| Start::ZstdFrame { skip }),
         (0..8u8, 0..258u16, 0..48u32).prop_map(|(bit, skip, checkpoint)| Start::Gzip { bit, skip, checkpoint }),
     ];
     let span = (1..=16u32, 0..50_000u32, 0..3u64, start, any::<[u8; 32]>());
@@ -182,7 +184,9 @@ fn what_does_not_hold_together_is_neither_written_nor_read() {
     let gzip = |bit, skip, checkpoint| Start::Gzip { bit, skip, checkpoint };
     let group = |end| std::iter::once(0..end).collect();
     let one_group = || group(50);
+    let zstd = |skip| Start::ZstdFrame { skip };
     assert!(index(layer(vec![span(0, 4096, gzip(7, 257, 15))], one_group())).encode().is_ok());
+    assert!(index(layer(vec![span(0, MAX_FRAME, zstd(MAX_SKIP))], vec![])).encode().is_ok(), "as long as a frame");
     let bad = [
         layer(vec![span(0, 4096, gzip(8, 0, 0))], one_group()),
         layer(vec![span(0, 4096, gzip(0, 258, 0))], one_group()),
@@ -190,6 +194,10 @@ fn what_does_not_hold_together_is_neither_written_nor_read() {
         layer(vec![span(0, 4096, gzip(0, 0, 0))], vec![]),
         layer(vec![span(0, 4096, gzip(0, 0, 0))], group(51)),
         layer(vec![span(0, (1 << 16) + 4096, Start::Stored)], vec![]),
+        layer(vec![span(0, (1 << 16) + 4096, Start::GzipMember { skip: 0 })], vec![]),
+        layer(vec![span(0, MAX_FRAME + 4096, zstd(0))], vec![]),
+        layer(vec![span(0, 4096, zstd(MAX_SKIP + 1))], vec![]),
+        layer(vec![span(0, 4096, Start::GzipMember { skip: MAX_SKIP + 1 })], vec![]),
     ];
     for layer in bad {
         let tree = layer.tree.clone();
@@ -235,8 +243,10 @@ fn other_versions_prefixes_and_tails_are_refused() {
     assert_eq!(Index::decode(b""), Err(IndexError::NotAnIndex));
     assert_eq!(Index::decode(b"\x1f\x8b\x08 something else"), Err(IndexError::NotAnIndex));
     let mut newer = blob.clone();
-    newer[8] = 3;
-    assert_eq!(Index::decode(&newer), Err(IndexError::Version(3)));
+    for other in [2, 4] {
+        newer[8] = other;
+        assert_eq!(Index::decode(&newer), Err(IndexError::Version(other.into())));
+    }
     for len in 0..blob.len() {
         assert!(Index::decode(&blob[..len]).is_err(), "{len}");
     }

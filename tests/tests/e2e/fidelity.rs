@@ -13,7 +13,7 @@ use crate::world::{Converted, awkward, awkward_below, converted_above, world};
 
 /// Compares an image in three ways: containerd's unpacked tree, Clipper's by way of containerd, and `clipper mount`.
 /// Gives what differs.
-fn compare(image: &Converted, overlay: &Containerd, node: &Node) -> Vec<String> {
+pub fn compare(image: &Converted, overlay: &Containerd, node: &Node) -> Vec<String> {
     let mut found = Vec::new();
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 - 2;
     overlay.pull("overlayfs", &image.base).unwrap();

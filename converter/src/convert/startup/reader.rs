@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use clipper_format::gzip::{CHECKPOINTS_PER_GROUP, SpanDecoder, decode_group};
 use clipper_format::span::{Span, Start};
 use clipper_format::tree::InodeId;
+use clipper_format::zstd;
 use clipper_registry::Blob;
 use futures::TryStreamExt;
 use std::collections::VecDeque;
@@ -102,7 +103,12 @@ impl<'a> FileReader<'a> {
 fn decode(layer: &IndexedLayer, span: &Span, source: Vec<u8>) -> Result<Vec<u8>> {
     let bytes = match span.start {
         Start::Stored => source,
-        Start::GzipMember => inflate(SpanDecoder::start(span, None)?, span, &source)?,
+        Start::ZstdFrame { .. } => {
+            let mut bytes = vec![0; span.device_len as usize];
+            zstd::SpanDecoder::start(span)?.decode(span, &source, &mut bytes)?;
+            bytes
+        }
+        Start::GzipMember { .. } => inflate(SpanDecoder::start(span, None)?, span, &source)?,
         Start::Gzip { checkpoint, .. } => {
             let (group, place) =
                 (checkpoint as usize / CHECKPOINTS_PER_GROUP, checkpoint as usize % CHECKPOINTS_PER_GROUP);

@@ -51,6 +51,35 @@ async fn every_flipped_byte_of_blob_and_checkpoints_is_noticed_or_harmless() {
 }
 
 #[tokio::test]
+async fn a_lying_source_of_frames_or_members_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let devices = devices(dir.path(), options()).await;
+    for layer in [Layer::zstd(400_000, 5000), Layer::zstd(400_000, 200_200), Layer::gzip(400_000, 5000)] {
+        let mut failed = 0;
+        for i in 0..40 {
+            let source = layer.source("a");
+            source.always(Fault::Flip((i * 7919 + 3) * 104_729 % layer.blob.len() as u64));
+            let device = devices.device(layer.spec(&source, None)).unwrap();
+            for at in (0..layer.size()).rev().step_by(60_000) {
+                let read = layer.check(&device, at..layer.size().min(at + 1000)).await;
+                assert!(matches!(read, Ok(()) | Err(DeviceError::Corrupt { .. })), "{read:?}");
+                failed += usize::from(read.is_err());
+            }
+            devices.remove(&device.digest()).unwrap();
+        }
+        assert!(failed >= 30, "{failed}");
+    }
+    // Sound frames, but others than those that were indexed: only the digest of the span can tell.
+    let (layer, other) = (Layer::zstd(400_000, 5000), Layer::zstd(399_999, 5000));
+    let end = layer.blob.len().min(other.blob.len());
+    let mut lie = layer.blob.to_vec();
+    lie[..end].copy_from_slice(&other.blob[..end]);
+    let source = TestSource::new("liar".into(), Arc::new(lie));
+    let device = devices.device(layer.spec(&source, None)).unwrap();
+    assert!(matches!(layer.check(&device, 0..1000).await, Err(DeviceError::Corrupt { .. })));
+}
+
+#[tokio::test]
 async fn a_wrong_checkpoint_is_fetched_again() {
     let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::gzip(400_000, usize::MAX));
     let (source, points) = (layer.source("a"), layer.checkpoint_source("a"));

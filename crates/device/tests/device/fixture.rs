@@ -4,8 +4,9 @@ use bytes::Bytes;
 use clipper_device::{ByteStream, Device, DeviceError, DeviceOptions, DeviceSpec, Devices, Source, SourceError};
 use clipper_format::{
     Digest,
-    gzip::{CHECKPOINTS_PER_GROUP, Checkpoint, IndexOptions, IndexedSpan, Indexer, encode_group},
+    gzip::{self, CHECKPOINTS_PER_GROUP, Checkpoint, IndexOptions, IndexedSpan, encode_group},
     span::{Span, SpanTable, Start},
+    zstd,
 };
 use futures::{StreamExt, stream};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -62,9 +63,28 @@ impl Layer {
             encoder.finish().unwrap();
         }
         let mut indexed = Vec::new();
-        let mut indexer = Indexer::new(IndexOptions { span_size: SPAN as u32 });
+        let mut indexer = gzip::Indexer::new(IndexOptions { span_size: SPAN as u32 });
         indexer.push(&blob, &mut indexed).unwrap();
         indexer.finish(&mut indexed).unwrap();
+        Self::indexed(device, blob, indexed)
+    }
+
+    /// A zstd layer of `len` bytes in frames of `frame` bytes, skippable ones between them, in spans of 64 KiB.
+    pub fn zstd(len: u64, frame: usize) -> Self {
+        let device = noise(len);
+        let mut blob = Vec::new();
+        for part in device.chunks(frame) {
+            blob.extend(::zstd::bulk::compress(part, 3).unwrap());
+            blob.extend(b"\x50\x2a\x4d\x18\x03\0\0\0gap");
+        }
+        let mut indexed = Vec::new();
+        let mut indexer = zstd::Indexer::new(IndexOptions { span_size: SPAN as u32 });
+        indexer.push(&blob, &mut indexed).unwrap();
+        indexer.finish(&mut indexed).unwrap();
+        Self::indexed(device, blob, indexed)
+    }
+
+    fn indexed(device: Vec<u8>, blob: Vec<u8>, indexed: Vec<IndexedSpan>) -> Self {
         let mut points: Vec<Checkpoint> = Vec::new();
         let span = |span: IndexedSpan| {
             points.extend(span.checkpoint);

@@ -5,8 +5,15 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{io::ErrorKind, sync::Arc};
 
-fn layers() -> [Layer; 3] {
-    [Layer::stored(20), Layer::gzip(1_500_000, usize::MAX), Layer::gzip(1_000_001, 150_000)]
+fn layers() -> [Layer; 6] {
+    [
+        Layer::stored(20),
+        Layer::gzip(1_500_000, usize::MAX),
+        Layer::gzip(1_000_001, 150_000),
+        Layer::gzip(1_000_001, 7001),
+        Layer::zstd(1_000_001, 7001),
+        Layer::zstd(1_500_001, 300_300),
+    ]
 }
 
 #[tokio::test]
@@ -199,6 +206,19 @@ async fn checkpoints_are_fetched_in_batches_and_kept() {
     assert!(bytes <= layer.checkpoints.len() as u64, "{:?}", points.gets());
     assert!(points.gets().len() < source.gets().len() / 2, "{:?}", points.gets());
     assert_eq!(device.stats().checkpoint_bytes, bytes);
+}
+
+#[tokio::test]
+async fn frames_that_spans_share_are_fetched_once_by_who_reads_on() {
+    for frame in [7001, 300_300] {
+        let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::zstd(1_500_001, frame));
+        let source = layer.source("a");
+        let device = devices(dir.path(), options()).await.device(layer.spec(&source, None)).unwrap();
+        device.ensure(0..layer.size(), Priority::Foreground).await.unwrap();
+        layer.check(&device, 0..layer.size()).await.unwrap();
+        let fetched: u64 = source.gets().iter().map(|range| range.end - range.start).sum();
+        assert!(fetched <= layer.blob.len() as u64, "{:?}", source.gets());
+    }
 }
 
 #[tokio::test]

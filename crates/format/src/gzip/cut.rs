@@ -1,6 +1,6 @@
 //! Where to cut spans: what it costs to start one at a block, in window bytes that must be kept.
 use super::{WINDOW, bits::Matches, inflate::Block, member::Watch};
-use crate::span::BLOCK;
+use crate::span::{BLOCK, MAX_SKIP};
 use std::collections::VecDeque;
 
 /// Bytes of a block of the device; cuts lie between blocks.
@@ -11,6 +11,15 @@ const LANES: usize = 32;
 
 /// What a span costs besides window bytes: its digest, its place in the span table, the codes of its block.
 const FIXED_COST: usize = 200;
+/// The same for a span that starts with a member and so needs no checkpoint.
+const MEMBER_COST: usize = 50;
+/// A span starts with its member, however long that is, if this part of the longest span is all that is in between.
+const NEAR: u64 = 8;
+/// Decoding so many bytes in vain, each time the span is wanted, is worth a byte in the index.
+const SKIPPED_PER_COST: usize = 64;
+
+/// The state of a decoder before a block.
+const HEADER: (Block, bool) = (Block::Header, false);
 
 /// A block boundary of the device, and how to start decoding there.
 #[derive(Clone, Debug)]
@@ -19,10 +28,16 @@ pub struct Mark {
     pub bit: u64,
     /// Bytes to skip: the symbol that starts at `bit` may straddle the boundary.
     pub skip: u16,
-    /// Decoder state; `None` before a member.
-    pub state: Option<(Block, bool)>,
+    /// Decoder state. It means nothing at a member's start.
+    pub state: (Block, bool),
     /// Byte of the blob after all those that the span before the boundary needs.
     pub end: u64,
+    /// Bit of the blob at which the member starts that goes on at the boundary.
+    pub member: u64,
+    /// Bytes of that member before the boundary.
+    pub inside: u64,
+    /// All bytes of that member, once it has ended.
+    pub member_len: Option<u64>,
 }
 
 /// Remembers, while output is decoded into a buffer, where it could be cut, and at what cost.
@@ -45,6 +60,10 @@ pub struct Trail {
     active: usize,
     /// The member or block that started last.
     begun: Option<Begun>,
+    /// Where the member at hand starts: bit of the blob, byte of the device.
+    member: (u64, u64),
+    /// Device byte of the first mark.
+    device: u64,
     /// Bits of the blob before the input at hand.
     pub base_bits: u64,
 }
@@ -53,7 +72,6 @@ pub struct Trail {
 struct Begun {
     bit: u64,
     at: usize,
-    member: bool,
 }
 
 impl Trail {
@@ -69,9 +87,11 @@ impl Trail {
             most,
             active: origin + least * GRID,
             begun: None,
+            member: (0, 0),
+            device: 0,
             base_bits: 0,
         };
-        trail.marks.push_back(Mark { bit: 0, skip: 0, state: None, end: 0 });
+        trail.marks.push_back(Mark { bit: 0, skip: 0, state: HEADER, end: 0, member: 0, inside: 0, member_len: None });
         trail.enter(origin);
         trail
     }
@@ -93,12 +113,36 @@ impl Trail {
     pub fn reached(&mut self, at: usize, bit: usize, skip: usize, state: (&Block, bool), end: usize) {
         let (bit, state) = match self.begun {
             // If nothing has come out since a member or block started, that is the place to resume at.
-            Some(begun) if begun.at + skip == at => (begun.bit, state_of(begun)),
-            _ => (self.base_bits + bit as u64, Some((state.0.clone(), state.1))),
+            Some(begun) if begun.at + skip == at => (begun.bit, HEADER),
+            _ => (self.base_bits + bit as u64, (state.0.clone(), state.1)),
         };
         let end = (self.base_bits + end as u64).div_ceil(8);
-        self.marks.push_back(Mark { bit, skip: skip as u16, state, end });
+        let (member, first) = self.member;
+        let inside = self.device_at(at) - first;
+        self.marks.push_back(Mark { bit, skip: skip as u16, state, end, member, inside, member_len: None });
         self.enter(at);
+    }
+
+    /// Device byte of buffer position `at`, which isn't before the span's start.
+    fn device_at(&self, at: usize) -> u64 {
+        self.device + (at - self.origin) as u64
+    }
+
+    /// The member at hand ends at buffer position `at`.
+    pub fn member_ends(&mut self, at: usize) {
+        let (member, first) = self.member;
+        let length = self.device_at(at) - first;
+        for mark in self.marks.iter_mut().rev().take_while(|mark| mark.member == member) {
+            mark.member_len = Some(length);
+        }
+    }
+
+    /// Bytes to decode in vain if a span that starts at `mark` is decoded from its member's start, if that is what to
+    /// do: few bytes, or a member no longer than a span. Farther inside a longer one a checkpoint is worth its bytes.
+    pub fn member_skip(&self, mark: &Mark) -> Option<u32> {
+        let longest = (self.most * GRID) as u64;
+        let right = mark.inside <= longest / NEAR || mark.member_len.is_some_and(|length| length <= longest);
+        u32::try_from(mark.inside).ok().filter(|&skip| right && skip <= MAX_SKIP)
     }
 
     /// A member or block starts.
@@ -108,15 +152,19 @@ impl Trail {
         if !member && self.begun.is_some_and(|begun| begun.at == at) {
             return;
         }
-        let begun = Begun { bit: self.base_bits + bit as u64, at, member };
+        let begun = Begun { bit: self.base_bits + bit as u64, at };
         self.begun = Some(begun);
+        if member {
+            self.member = (begun.bit, self.device_at(at));
+        }
         if at == self.origin + (self.marks.len() - 1) * GRID
             && let Some(mark) = self.marks.back_mut()
         {
             // Nothing has come out since this boundary, so resuming here is as good, and takes less state.
             // A decoder that goes on reads the end of the block before, but nothing between members.
             let end = if member { mark.end } else { begun.bit.div_ceil(8) };
-            *mark = Mark { bit: begun.bit, skip: 0, state: state_of(begun), end };
+            let (member, inside) = if member { (begun.bit, 0) } else { (mark.member, mark.inside) };
+            *mark = Mark { bit: begun.bit, skip: 0, state: HEADER, end, member, inside, member_len: None };
         }
     }
 
@@ -162,13 +210,15 @@ impl Trail {
         for blocks in (self.least..=self.most).rev() {
             // The most that is still less for each block than the best so far.
             let most = best.map_or(usize::MAX, |(cost, of)| (cost * blocks - 1) / of);
-            let Some(most) = most.checked_sub(FIXED_COST) else { continue };
-            let cost = match self.mark(blocks) {
-                Some(Mark { state: None, .. }) => Some(0),
-                _ => self.cost(bytes, self.origin + blocks * GRID, most),
+            let cost = match self.mark(blocks).and_then(|mark| self.member_skip(mark)) {
+                Some(skip) => Some(MEMBER_COST + skip as usize / SKIPPED_PER_COST).filter(|&cost| cost <= most),
+                None => most.checked_sub(FIXED_COST).and_then(|most| {
+                    let window = self.cost(bytes, self.origin + blocks * GRID, most)?;
+                    Some(window + FIXED_COST)
+                }),
             };
             if let Some(cost) = cost {
-                best = Some((cost + FIXED_COST, blocks));
+                best = Some((cost, blocks));
             }
         }
         best.map_or(self.most, |(_, blocks)| blocks)
@@ -177,6 +227,7 @@ impl Trail {
     /// Slides the buffer down by `blocks` blocks; `used` bytes of it are in use.
     pub fn slide(&mut self, blocks: usize, used: usize) {
         let shift = blocks * GRID;
+        self.device += shift as u64;
         let end = used.next_multiple_of(GRID).min(self.last.len());
         self.last.copy_within(shift..end, 0);
         self.first = self.first.wrapping_add(blocks as u8);
@@ -186,10 +237,6 @@ impl Trail {
             self.enter(used - shift);
         }
     }
-}
-
-fn state_of(begun: Begun) -> Option<(Block, bool)> {
-    (!begun.member).then_some((Block::Header, false))
 }
 
 impl Matches for Trail {

@@ -5,7 +5,7 @@ use super::{
     inflate::Inflate,
     member::{Members, Pause},
 };
-use crate::span::{Span, Start};
+use crate::span::{MAX_SKIP, Span, Start};
 
 /// Bytes decoded at a time; with the window before them they stay in a core's cache.
 const CHUNK: usize = 96 << 10;
@@ -34,7 +34,8 @@ impl SpanDecoder {
         let refuse = |what| GzipError::Span { device_offset: span.device_offset, what };
         let mut bytes = vec![0; WINDOW + CHUNK + OVERRUN];
         let (members, bit, skip) = match span.start {
-            Start::GzipMember => (Members::new(), 0, 0),
+            Start::GzipMember { skip } if skip > MAX_SKIP => return Err(refuse("it begins too far inside its member")),
+            Start::GzipMember { skip } => (Members::new(), 0, skip as usize),
             Start::Gzip { bit, skip, .. } => {
                 let checkpoint = checkpoint.ok_or_else(|| refuse("its checkpoint is missing"))?;
                 if bit > 7 {
@@ -49,7 +50,7 @@ impl SpanDecoder {
                 }
                 (Members::inside(inflate), u64::from(bit), usize::from(skip))
             }
-            Start::Stored => return Err(refuse("it isn't a span of a gzip layer")),
+            Start::Stored | Start::ZstdFrame { .. } => return Err(refuse("it isn't a span of a gzip layer")),
         };
         let bit = span.source_offset.checked_mul(8).and_then(|first| first.checked_add(bit));
         Ok(Self {
@@ -77,7 +78,7 @@ impl SpanDecoder {
         if out.len() as u64 != u64::from(span.device_len) || source.len() as u64 != u64::from(span.source_len) {
             return Err(refuse("the buffers aren't as long as it says"));
         }
-        if span.start == Start::GzipMember && self.taken == self.at {
+        if span.start == (Start::GzipMember { skip: 0 }) && self.taken == self.at {
             // Empty members may lie between this one and what was decoded before.
             self.members.restart();
             self.bit = span.source_offset.saturating_mul(8);

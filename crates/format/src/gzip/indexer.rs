@@ -185,6 +185,7 @@ impl Indexer {
     /// Compares the member that has just ended with its trailer.
     fn end_member(&mut self, crc: u32, length: u32) -> Result<(), GzipError> {
         self.hash();
+        self.trail.member_ends(self.at);
         let member = self.members.member() - 1;
         let offset = self.base + (self.bit >> 3) as u64 - 8;
         if self.length != 0 {
@@ -212,17 +213,19 @@ impl Indexer {
             let blocks = self.trail.choose(&self.bytes);
             (blocks * GRID, self.trail.mark(blocks).map_or(self.data_end, |mark| mark.end))
         };
-        let source_offset = start.bit >> 3;
+        let member_skip = self.trail.member_skip(&start);
+        let source_offset = member_skip.map_or(start.bit, |_| start.member) >> 3;
         let Some(source_len) = u32::try_from(end.saturating_sub(source_offset)).ok().filter(|l| *l <= MAX_SPAN_SOURCE)
         else {
             return Err(GzipError::SpanTooLong { member: self.members.member(), offset: source_offset });
         };
-        let checkpoint = self.checkpoint(&start);
-        let start = match checkpoint {
-            None => Start::GzipMember,
-            Some(_) => {
+        let (start, checkpoint) = match member_skip {
+            Some(skip) => (Start::GzipMember { skip }, None),
+            None => {
+                let number = self.checkpoints;
                 self.checkpoints += 1;
-                Start::Gzip { bit: (start.bit & 7) as u8, skip: start.skip, checkpoint: self.checkpoints - 1 }
+                let (bit, skip) = ((start.bit & 7) as u8, start.skip);
+                (Start::Gzip { bit, skip, checkpoint: number }, Some(self.checkpoint(&start)))
             }
         };
         let bytes = self.bytes[HISTORY..HISTORY + length].to_vec();
@@ -248,11 +251,11 @@ impl Indexer {
     }
 
     /// The checkpoint of the span at hand, which starts at `start`.
-    fn checkpoint(&self, start: &Mark) -> Option<Checkpoint> {
-        let (block, last) = start.state.as_ref()?;
+    fn checkpoint(&self, start: &Mark) -> Checkpoint {
+        let (block, last) = &start.state;
         let end = HISTORY - usize::from(start.skip);
         let from = end - WINDOW;
         let needed = |at| self.trail.crosses(from + at, HISTORY);
-        Some(Checkpoint::new(block.clone(), *last, &self.bytes[from..end], needed))
+        Checkpoint::new(block.clone(), *last, &self.bytes[from..end], needed)
     }
 }

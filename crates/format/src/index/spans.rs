@@ -7,6 +7,7 @@ use std::ops::Range;
 const STORED: u8 = 0;
 const GZIP_MEMBER: u8 = 1;
 const GZIP: u8 = 2;
+const ZSTD_FRAME: u8 = 3;
 
 /// Encodes a span table.
 pub fn encode(table: &SpanTable) -> Vec<u8> {
@@ -22,7 +23,14 @@ pub fn encode(table: &SpanTable) -> Vec<u8> {
         source_end = span.source_offset + u64::from(span.source_len);
         match span.start {
             Start::Stored => starts.push(STORED),
-            Start::GzipMember => starts.push(GZIP_MEMBER),
+            Start::GzipMember { skip } => {
+                starts.push(GZIP_MEMBER);
+                put_varint(skips, skip.into());
+            }
+            Start::ZstdFrame { skip } => {
+                starts.push(ZSTD_FRAME);
+                put_varint(skips, skip.into());
+            }
             Start::Gzip { bit, skip, checkpoint } => {
                 starts.push(GZIP | bit << 2);
                 put_varint(skips, skip.into());
@@ -72,7 +80,8 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Span>, Malformed> {
         let source_len = u32::try_from(*source_len).map_err(|_| wrong)?;
         let start = match starts.byte()? {
             STORED => Start::Stored,
-            GZIP_MEMBER => Start::GzipMember,
+            GZIP_MEMBER => Start::GzipMember { skip: u32::try_from(skips.varint()?).map_err(|_| wrong)? },
+            ZSTD_FRAME => Start::ZstdFrame { skip: u32::try_from(skips.varint()?).map_err(|_| wrong)? },
             byte if byte & 3 == GZIP => {
                 let checkpoint = checkpoints.signed()?.checked_add(next_checkpoint).ok_or(wrong)?;
                 next_checkpoint = checkpoint.saturating_add(1);

@@ -3,7 +3,7 @@ use clipper_device::{ByteStream, Device, DeviceError, DeviceSpec, Devices, Sourc
 use clipper_format::{
     Digest,
     index::{BlobRef, LayerIndex},
-    span::{Span, Start},
+    span::Span,
 };
 use clipper_registry::Repository;
 use std::{ops::Range, sync::Arc};
@@ -12,18 +12,11 @@ use std::{ops::Range, sync::Arc};
 /// Indexes that agree about a layer share its device; one that lies about it spoils only its own.
 pub(super) fn key(layer: &LayerIndex) -> Digest {
     let mut text = Vec::new();
-    text.extend_from_slice(b"clipper device 1\n");
+    text.extend_from_slice(b"clipper device 2\n");
     text.extend_from_slice(layer.digest.as_bytes());
     text.extend_from_slice(&layer.source_size.to_le_bytes());
     for Span { device_offset, device_len, source_offset, source_len, start, blake3 } in layer.spans.spans() {
-        let (kind, bit, skip, checkpoint) = match *start {
-            Start::Stored => (0, 0, 0, 0),
-            Start::GzipMember => (1, 0, 0, 0),
-            Start::Gzip { bit, skip, checkpoint } => (2, bit, skip, checkpoint),
-        };
-        text.extend_from_slice(&[kind, bit]);
-        text.extend_from_slice(&skip.to_le_bytes());
-        text.extend_from_slice(&checkpoint.to_le_bytes());
+        text.extend_from_slice(&start.to_bytes());
         text.extend_from_slice(&device_offset.to_le_bytes());
         text.extend_from_slice(&device_len.to_le_bytes());
         text.extend_from_slice(&source_offset.to_le_bytes());
@@ -122,7 +115,11 @@ impl Source for Nowhere {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clipper_format::{index::PackedTree, span::SpanTable, tree::Tree};
+    use clipper_format::{
+        index::PackedTree,
+        span::{SpanTable, Start},
+        tree::Tree,
+    };
 
     fn layer(name: &[u8], content: u8, shift: u64) -> LayerIndex {
         let span = |number: u64, start| Span {
@@ -139,7 +136,7 @@ mod tests {
             diff_id: Digest::of(b"diff"),
             source_size: 20,
             tree: PackedTree::pack(&Tree::empty()).unwrap(),
-            spans: SpanTable::new(vec![span(0, Start::GzipMember), span(1, gzip)], 20).unwrap(),
+            spans: SpanTable::new(vec![span(0, Start::GzipMember { skip: 0 }), span(1, gzip)], 20).unwrap(),
             checkpoint_groups: vec![shift..shift + 50, shift + 50..shift + 60],
         }
     }

@@ -41,7 +41,7 @@ fn readable_pages(path: &Path, content: &[u8]) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_layer_gives_eio_for_what_it_spoils_and_the_rest_stays_readable() {
-    for packing in [Packing::Gzip, Packing::Tar] {
+    for packing in [Packing::Gzip, Packing::Tar, Packing::Zstd] {
         let (image, content) = image(packing);
         let blob = image.blob(image.layers[0].layer);
         let size = fs::metadata(&blob).unwrap().len() as usize;

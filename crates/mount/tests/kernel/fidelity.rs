@@ -57,7 +57,7 @@ const CAPABILITY: &[u8] = &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_awkward_layer_is_shown_to_the_bit_compressed_or_not() {
     let entries = awkward_layer();
-    for packing in [Packing::Gzip, Packing::Tar] {
+    for packing in [Packing::Gzip, Packing::Tar, Packing::Zstd] {
         let (image, node) = (Image::new(&[(&entries, packing)]), Node::new());
         let mounted = node.mount(&image).await;
         assert_same(&view(mounted.dir()), &expected(&entries));

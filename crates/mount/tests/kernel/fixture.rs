@@ -11,6 +11,7 @@ use clipper_format::{
     span::{Span, SpanTable},
     stored::StoredIndexer,
     tar::{LayerWalker, Limits},
+    zstd,
 };
 use clipper_mount::{LayerRef, MountOptions, Mounted, Store, StoreError, StoreOptions, accelerated};
 use clipper_registry::{Client, ClientOptions, Reference};
@@ -34,6 +35,8 @@ const SPAN_SIZE: u32 = 64 << 10;
 pub enum Packing {
     Tar,
     Gzip,
+    /// Frames of 10 000 bytes each.
+    Zstd,
 }
 
 /// An accelerated image in a layout directory, with the tag `latest_accelerated`.
@@ -159,6 +162,14 @@ fn index_layer(tar: &[u8], packing: Packing, checkpoints: &mut Vec<u8>) -> (Vec<
             encoder.write_all(tar).unwrap();
             let packed = encoder.finish().unwrap();
             let mut indexer = gzip::Indexer::new(IndexOptions { span_size: SPAN_SIZE });
+            indexer.push(&packed, &mut spans).unwrap();
+            indexer.finish(&mut spans).unwrap();
+            packed
+        }
+        Packing::Zstd => {
+            let packed: Vec<u8> =
+                tar.chunks(10_000).flat_map(|part| ::zstd::bulk::compress(part, 3).unwrap()).collect();
+            let mut indexer = zstd::Indexer::new(IndexOptions { span_size: SPAN_SIZE });
             indexer.push(&packed, &mut spans).unwrap();
             indexer.finish(&mut spans).unwrap();
             packed
