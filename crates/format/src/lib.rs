@@ -1,6 +1,7 @@
 //! Clipper's formats, bytes ⇄ types: digests, trees (EROFS), spans, checkpoints, the index blob. No I/O.
 #![forbid(unsafe_code)]
 
+pub mod chunked;
 pub mod digest;
 pub mod erofs;
 pub mod gzip;

@@ -10,6 +10,7 @@ mod bottom;
 mod error;
 mod header;
 mod limits;
+mod listing;
 mod pax;
 mod reader;
 pub(crate) mod rootpath;
@@ -18,5 +19,7 @@ mod unpack;
 pub(crate) mod xattrs;
 
 pub use error::{Dropped, Problem, TarError, Warning};
+pub(crate) use header::kind;
 pub use limits::Limits;
+pub use listing::Listed;
 pub use reader::LayerWalker;

@@ -2,6 +2,7 @@
 use super::error::{Problem, TarError, Warning};
 use super::header::{BLOCK, Dialect, Header, kind, number, text};
 use super::limits::Limits;
+use super::listing::Listed;
 use super::pax::Records;
 use super::sparse::{Capture, DataMap, PaxSparse, Plan, Segment, map_in_records, old_gnu_entries};
 use super::unpack::{Entry, Unpacker};
@@ -28,6 +29,8 @@ pub struct LayerWalker {
     /// The name of the entry at hand, for errors.
     name: Option<Vec<u8>>,
     unpacker: Unpacker,
+    /// Entries since they were last taken; `None` if nobody takes them.
+    listing: Option<Vec<Listed>>,
     failed: Option<TarError>,
 }
 
@@ -90,9 +93,20 @@ impl LayerWalker {
             pending: Pending::default(),
             name: None,
             unpacker: Unpacker::new(limits.clone()),
+            listing: None,
             failed: None,
             limits,
         }
+    }
+
+    /// A walker that also lists the entries, for [`take_listed`](Self::take_listed).
+    pub fn listing(limits: Limits) -> Self {
+        Self { listing: Some(Vec::new()), ..Self::new(limits) }
+    }
+
+    /// The entries whose headers were complete since the last call, in the order of the archive.
+    pub fn take_listed(&mut self) -> Vec<Listed> {
+        self.listing.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes the next bytes of the layer.
@@ -360,8 +374,29 @@ impl LayerWalker {
         if size > 0 {
             entry.data = FileData::whole(size, 1, self.offset);
         }
+        self.list(&entry, size, false);
         self.unpacker.apply(entry)?;
         self.skip(size, padding(size))
+    }
+
+    fn list(&mut self, entry: &Entry, size: u64, sparse: bool) {
+        let data = self.offset..self.offset.saturating_add(size);
+        if let Some(listing) = &mut self.listing {
+            listing.push(Listed {
+                kind: entry.kind,
+                name: entry.name.clone(),
+                link: entry.link.clone(),
+                mode: entry.mode,
+                uid: entry.uid,
+                gid: entry.gid,
+                mtime: entry.mtime,
+                major: entry.major,
+                minor: entry.minor,
+                xattrs: entry.xattrs.clone(),
+                data,
+                sparse,
+            });
+        }
     }
 
     fn sparse(&mut self, file: Sparse, segments: &[Segment]) -> Result<(), Problem> {
@@ -371,6 +406,7 @@ impl LayerWalker {
             Plan::new(segments, size, self.offset, packed, room).map_err(|problem| self.inline_limit(problem, room))?;
         self.inline += plan.inline;
         entry.data = plan.data;
+        self.list(&entry, packed, true);
         let inode = self.unpacker.apply(entry)?;
         self.skip(packed, padding)?;
         if let (State::Data { captures, inode: into, .. }, Some(inode)) = (&mut self.state, inode) {

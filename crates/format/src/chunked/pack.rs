@@ -1,0 +1,109 @@
+//! Compressing a group: in any thread, in any order.
+use super::{ChunkedError, Group, Piece};
+use crate::Digest;
+use flate2::GzBuilder;
+use flate2::write::GzEncoder;
+use std::io::{self, Write as _};
+
+/// How layers are repacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// zstd:chunked, at this level.
+    Zstd(i32),
+    /// gzip members, at this level.
+    Gzip(u32),
+}
+
+/// A group, compressed.
+#[derive(Debug)]
+pub struct PackedGroup {
+    /// The group; without its bytes, if no file goes beyond it at either end.
+    pub(super) group: Group,
+    /// Device bytes.
+    pub(super) device_len: u32,
+    /// BLAKE3 of the device bytes.
+    pub(super) blake3: [u8; 32],
+    /// The compressed bytes.
+    pub(super) bytes: Vec<u8>,
+    /// The pieces and their frames; empty for gzip.
+    pub(super) frames: Vec<FramedPiece>,
+}
+
+/// A piece of a file and its frame.
+#[derive(Debug)]
+pub(super) struct FramedPiece {
+    pub piece: Piece,
+    /// Where the frame starts among the compressed bytes.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// SHA-256 of the piece's bytes.
+    pub digest: Digest,
+}
+
+/// Compresses groups; keeps what the compressor needs from one to the next.
+pub struct Packer(Inner);
+
+enum Inner {
+    Zstd(zstd::bulk::Compressor<'static>),
+    Gzip(u32),
+}
+
+impl Packer {
+    /// A packer.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn new(compression: Compression) -> Result<Self, ChunkedError> {
+        Ok(Self(match compression {
+            Compression::Gzip(level) => Inner::Gzip(level),
+            Compression::Zstd(level) => {
+                let compressor = zstd::bulk::Compressor::new(level);
+                Inner::Zstd(compressor.map_err(|source| ChunkedError::Compress { offset: 0, source })?)
+            }
+        }))
+    }
+
+    /// Compresses a group. Equal groups give equal bytes.
+    ///
+    /// # Errors
+    /// If the compressor fails, which it only does without memory.
+    pub fn pack(&mut self, mut group: Group) -> Result<PackedGroup, ChunkedError> {
+        let offset = group.device_offset;
+        let blake3 = *blake3::hash(&group.bytes).as_bytes();
+        let device_len = group.bytes.len() as u32;
+        let packed = match &mut self.0 {
+            _ if group.bytes.is_empty() => Ok((Vec::new(), Vec::new())),
+            Inner::Zstd(compressor) => frames(compressor, &group),
+            Inner::Gzip(level) => member(*level, &group.bytes).map(|bytes| (bytes, Vec::new())),
+        };
+        let (bytes, frames) = packed.map_err(|source| ChunkedError::Compress { offset, source })?;
+        if group.pieces.iter().all(|piece| piece.file_offset == 0 && piece.last) {
+            group.bytes = Vec::new();
+        }
+        Ok(PackedGroup { group, device_len, blake3, bytes, frames })
+    }
+}
+
+/// A frame for every piece and what follows it up to the next, and one for what is before the first.
+fn frames(compressor: &mut zstd::bulk::Compressor<'_>, group: &Group) -> io::Result<(Vec<u8>, Vec<FramedPiece>)> {
+    let (mut bytes, mut frames) = (Vec::new(), Vec::with_capacity(group.pieces.len()));
+    let head = group.pieces.first().map_or(group.bytes.len(), |piece| piece.range.start);
+    if head > 0 {
+        bytes = compressor.compress(&group.bytes[..head])?;
+    }
+    for (n, piece) in group.pieces.iter().enumerate() {
+        let next = group.pieces.get(n + 1).map_or(group.bytes.len(), |next| next.range.start);
+        let start = bytes.len();
+        bytes.extend_from_slice(&compressor.compress(&group.bytes[piece.range.start..next])?);
+        let digest = Digest::of(&group.bytes[piece.range.clone()]);
+        frames.push(FramedPiece { piece: piece.clone(), start, end: bytes.len(), digest });
+    }
+    Ok((bytes, frames))
+}
+
+fn member(level: u32, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut member: GzEncoder<Vec<u8>> = GzBuilder::new().write(Vec::new(), flate2::Compression::new(level));
+    member.write_all(bytes)?;
+    member.finish()
+}
