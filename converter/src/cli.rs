@@ -113,6 +113,18 @@ pub enum Command {
 pub enum Mode {
     /// Describe the base image's own layers; needs the base image's blobs to stay in the registry
     IndexOnly,
+    /// Repack the layers, too: TAG_accelerated then is an image of its own, which doesn't need the base image; the base
+    /// image's own layers, described as in index-only mode, go to TAG_containerd_accelerated
+    Full,
+}
+
+/// What full mode makes of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayerFormat {
+    /// zstd:chunked: smaller, and fetched in parts by podman and stargz-snapshotter, too
+    Zstd,
+    /// gzip members, for runtimes that can't read zstd
+    Gzip,
 }
 
 /// What `clipper convert` is told.
@@ -121,16 +133,28 @@ pub enum Mode {
 Examples:
   clipper convert registry.example.com/team/app:1.4
       publishes registry.example.com/team/app:1.4_accelerated
+  clipper convert --mode full registry.example.com/team/app:1.4
+      publishes app:1.4_accelerated, repacked, and app:1.4_containerd_accelerated, over the base's own layers
   clipper convert oci:./image:latest registry.example.com/team/app:latest_accelerated
   clipper convert --platform linux/arm64 --json registry.example.com/team/app:1.4")]
 pub struct ConvertArgs {
     /// The image to convert (REF)
     pub source: Reference,
-    /// Where the result goes (REF) [default: SOURCE's repository, its tag with _accelerated]
+    /// Where the result goes (REF) [default: SOURCE's repository, its tag with --tag-suffix]
     pub target: Option<Reference>,
     /// How the result relates to the base image
     #[arg(long, value_enum, default_value_t = Mode::IndexOnly)]
     pub mode: Mode,
+    /// What the result's tag is called: the base image's tag with this behind it. In full mode the second tag has
+    /// _containerd before it
+    #[arg(long, value_name = "SUFFIX", default_value = "_accelerated", value_parser = parse_tag_suffix)]
+    pub tag_suffix: String,
+    /// How full mode compresses layers
+    #[arg(long, value_enum, default_value_t = LayerFormat::Zstd)]
+    pub compression: LayerFormat,
+    /// Level of full mode's compression: 1 to 19 for zstd, 1 to 9 for gzip [default: 6]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=19))]
+    pub level: Option<u8>,
     /// Convert only this platform, as os/arch[/variant]; may be repeated [default: all]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Vec<String>,
@@ -332,6 +356,15 @@ fn parse_size(text: &str) -> Option<u64> {
         units.iter().find_map(|(unit, shift)| Some((text.strip_suffix([*unit, unit.to_ascii_lowercase()])?, shift)));
     let (digits, shift) = unit.unwrap_or((text, &0));
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// What may stand behind a tag (distribution-spec, "Pulling manifests": `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`).
+fn parse_tag_suffix(text: &str) -> Result<String, String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    if text.is_empty() || text.len() > 64 || !text.bytes().all(fits) {
+        return Err("a tag's suffix has 1 to 64 letters, digits, dots, dashes and underscores".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn parse_span_size(text: &str) -> Result<u32, String> {

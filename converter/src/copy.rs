@@ -1,6 +1,6 @@
 //! `clipper copy`: an image with all that belongs to it to another registry or layout, digests unchanged.
 use crate::cli::{Common, CopyArgs};
-use crate::convert::{ANNOTATION_BASE, TAG_SUFFIX};
+use crate::convert::{ANNOTATION_BASE, BASE_LAYERS, TAG_SUFFIX};
 use crate::report::{Progress, human};
 use crate::transfer;
 use anyhow::{Context, Result, bail};
@@ -132,7 +132,10 @@ async fn base_by_tag(
     target: &Reference,
     bases: &[Digest],
 ) -> Result<Option<(Selector, Manifest)>> {
-    let base = |reference: &Reference| reference.tag()?.strip_suffix(TAG_SUFFIX).map(str::to_owned);
+    let base = |reference: &Reference| {
+        let tag = reference.tag()?.strip_suffix(TAG_SUFFIX)?;
+        Some(tag.strip_suffix(BASE_LAYERS).unwrap_or(tag).to_owned())
+    };
     let (Some(from), Some(to)) = (base(source), base(target)) else { return Ok(None) };
     let manifest = match client.repository(source)?.manifest(&Selector::Tag(from)).await {
         Ok(manifest) => manifest,

@@ -1,5 +1,7 @@
 //! The documents that are published: image manifest, index manifest, and the OCI image index that holds both.
+use super::edition::{self, Edition, EditionLayer};
 use clipper_format::Digest;
+use clipper_format::chunked::Compression;
 use clipper_format::index::{
     ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, MEDIA_TYPE_CHECKPOINTS, MEDIA_TYPE_HOT, MEDIA_TYPE_INDEX_ARTIFACT,
     MEDIA_TYPE_INDEX_LAYER,
@@ -20,6 +22,14 @@ pub const EMPTY: &[u8] = b"{}";
 pub const ANNOTATION_BASE: &str = "io.clipper.base.digest";
 /// Annotation of the image manifest: the mode of conversion.
 pub const ANNOTATION_MODE: &str = "io.clipper.mode";
+/// Annotation of the image manifest in full mode: format and level of the layers' compression.
+pub const ANNOTATION_COMPRESSION: &str = "io.clipper.compression";
+/// Annotation of a repacked layer: the digest of the layer that it was made from.
+pub const ANNOTATION_BASE_LAYER: &str = "io.clipper.base.layer";
+
+/// Annotations that describe the bytes of a layer, and so aren't true of it any more when it is repacked.
+const OF_BYTES: [&str; 3] =
+    ["io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/", "io.containers.estargz."];
 
 /// A document ready to be pushed. Keys are sorted, so that equal content has equal digests.
 pub struct Document {
@@ -82,9 +92,21 @@ fn annotate(object: &mut Map<String, Value>, annotations: &[(&str, String)]) {
     }
 }
 
-/// The image manifest: the base's own (`base`, with digest `base_digest`), in OCI media types, with the annotations
-/// by which a snapshotter knows its layers. All else in it is kept.
-pub fn image_manifest(base: &Value, base_digest: Digest, index: &BlobRef) -> Document {
+/// What an image manifest says besides what the base's does.
+pub struct ImageParts<'a> {
+    /// The digest of the base's manifest.
+    pub base: Digest,
+    /// The index blob.
+    pub index: &'a BlobRef,
+    /// The edition that it is of.
+    pub edition: &'a Edition,
+    /// Its layers, bottom first.
+    pub layers: &'a [EditionLayer<'a>],
+}
+
+/// The image manifest: the base's own, in OCI media types, with the annotations by which a snapshotter knows its layers,
+/// and with other layers if they were repacked. All else in it is kept.
+pub fn image_manifest(base: &Value, parts: &ImageParts<'_>) -> Document {
     let mut manifest = base.as_object().cloned().unwrap_or_default();
     manifest.insert("schemaVersion".into(), json!(2));
     manifest.insert("mediaType".into(), json!(IMAGE_MANIFEST));
@@ -96,15 +118,43 @@ pub fn image_manifest(base: &Value, base_digest: Digest, index: &BlobRef) -> Doc
     if let Some(config) = manifest.get_mut("config") {
         translate(config);
     }
-    for layer in manifest.get_mut("layers").and_then(Value::as_array_mut).into_iter().flatten() {
-        translate(layer);
-        let digest = layer.get("digest").and_then(Value::as_str).unwrap_or_default().to_owned();
-        if let Value::Object(layer) = layer {
-            annotate(layer, &[(ANNOTATION_INDEX, index.digest.to_string()), (ANNOTATION_LAYER, digest)]);
+    let described = manifest.get_mut("layers").and_then(Value::as_array_mut).into_iter().flatten();
+    for (descriptor, layer) in described.zip(parts.layers) {
+        translate(descriptor);
+        if let Value::Object(descriptor) = descriptor {
+            if let Some(compression) = parts.edition.repacked {
+                repacked(descriptor, layer, compression);
+            }
+            let digest = layer.layer.index.digest.to_string();
+            annotate(descriptor, &[(ANNOTATION_INDEX, parts.index.digest.to_string()), (ANNOTATION_LAYER, digest)]);
         }
     }
-    annotate(&mut manifest, &[(ANNOTATION_BASE, base_digest.to_string()), (ANNOTATION_MODE, "index-only".into())]);
+    let mode = (ANNOTATION_MODE, parts.edition.mode().to_owned());
+    annotate(&mut manifest, &[(ANNOTATION_BASE, parts.base.to_string()), mode]);
+    if let Some(compression) = parts.edition.repacked {
+        annotate(&mut manifest, &[(ANNOTATION_COMPRESSION, edition::name(compression))]);
+    }
     Document::new(IMAGE_MANIFEST, &Value::Object(manifest))
+}
+
+/// Makes a layer's descriptor that of the repacked layer.
+fn repacked(descriptor: &mut Map<String, Value>, layer: &EditionLayer<'_>, compression: Compression) {
+    let media_type = match compression {
+        Compression::Zstd(_) => "application/vnd.oci.image.layer.v1.tar+zstd",
+        Compression::Gzip(_) => "application/vnd.oci.image.layer.v1.tar+gzip",
+    };
+    descriptor.insert("mediaType".into(), json!(media_type));
+    descriptor.insert("digest".into(), json!(layer.layer.index.digest));
+    descriptor.insert("size".into(), json!(layer.layer.index.source_size));
+    // A copy of the base's bytes elsewhere isn't one of these.
+    descriptor.remove("urls");
+    if let Some(Value::Object(annotations)) = descriptor.get_mut("annotations") {
+        annotations.retain(|key, _| !OF_BYTES.iter().any(|prefix| key.starts_with(prefix)));
+    }
+    annotate(descriptor, &[(ANNOTATION_BASE_LAYER, layer.base.to_string())]);
+    for (key, value) in layer.annotations {
+        annotate(descriptor, &[(key.as_str(), value.clone())]);
+    }
 }
 
 /// The index manifest: an OCI artifact whose subject is the image manifest.
@@ -198,6 +248,53 @@ pub fn image_index(images: &[(Value, Document, Document)]) -> serde_json::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::layer::IndexedLayer;
+    use clipper_format::index::{LayerIndex, PackedTree};
+    use clipper_format::span::SpanTable;
+    use clipper_format::tar::{LayerWalker, Limits};
+    use std::sync::Arc;
+
+    /// A layer with an empty tar, as if it had been made from `base`.
+    fn layer(base: Digest, own: Digest) -> (Digest, Arc<IndexedLayer>) {
+        let tree = PackedTree::pack(&LayerWalker::new(Limits::default()).finish().unwrap()).unwrap();
+        let spans = SpanTable::new(Vec::new(), 7).unwrap();
+        let (diff_id, source_size, checkpoint_groups) = (base, 7, Vec::new());
+        let index = LayerIndex { digest: own, diff_id, source_size, tree, spans, checkpoint_groups };
+        (base, Arc::new(IndexedLayer { index, checkpoints: Vec::new(), took: None }))
+    }
+
+    fn edition(repacked: Option<Compression>) -> Edition {
+        Edition { target: "example.com/a:b_accelerated".parse().unwrap(), repacked }
+    }
+
+    fn manifest(base: &Value, edition: &Edition, layers: &[(Digest, Arc<IndexedLayer>)], index: &BlobRef) -> Document {
+        let annotations = [("toc".to_owned(), "there".to_owned())];
+        let annotations: &[_] = if edition.repacked.is_some() { &annotations } else { &[] };
+        let layers: Vec<_> =
+            layers.iter().map(|(base, layer)| EditionLayer { base: *base, layer, annotations }).collect();
+        image_manifest(base, &ImageParts { base: Digest::of(b"base"), index, edition, layers: &layers })
+    }
+
+    #[test]
+    fn repacked_layers_take_the_place_of_the_bases() {
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        let stale = "io.github.containers.zstd-chunked.manifest-position";
+        let base = json!({ "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": old, "size": 5,
+            "annotations": { "kept": "yes", stale: "1:2:3:1" }, "urls": ["https://example.com"],
+        }] });
+        let edition = edition(Some(Compression::Zstd(6)));
+        let document = manifest(&base, &edition, &[layer(old, new)], &blob("index"));
+        let made: Value = serde_json::from_slice(&document.bytes).unwrap();
+        let expected = json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", "digest": new, "size": 7,
+            "annotations": { "kept": "yes", "toc": "there", ANNOTATION_BASE_LAYER: old, ANNOTATION_LAYER: new,
+                             ANNOTATION_INDEX: blob("index").digest },
+        });
+        assert_eq!(made["layers"], json!([expected]));
+        assert_eq!(made["annotations"][ANNOTATION_MODE], "full");
+        assert_eq!(made["annotations"][ANNOTATION_COMPRESSION], "zstd:6");
+    }
 
     fn blob(text: &str) -> BlobRef {
         BlobRef { digest: Digest::of(text.as_bytes()), size: text.len() as u64 }
@@ -216,7 +313,7 @@ mod tests {
             "unheardOf": [1, 2],
         });
         let (index, base_digest) = (blob("index"), Digest::of(b"base"));
-        let document = image_manifest(&base, base_digest, &index);
+        let document = manifest(&base, &edition(None), &[self::layer(layer, layer)], &index);
         assert_eq!(document.digest, Digest::of(&document.bytes));
         let made: Value = serde_json::from_slice(&document.bytes).unwrap();
         assert_eq!(made["mediaType"], IMAGE_MANIFEST);
@@ -233,7 +330,7 @@ mod tests {
     #[test]
     fn the_index_manifest_points_at_its_image_and_comes_after_all_images() {
         let index = blob("index");
-        let image = image_manifest(&json!({ "layers": [] }), Digest::of(b"base"), &index);
+        let image = manifest(&json!({ "layers": [] }), &edition(None), &[], &index);
         let artifact = index_manifest(&image, &index, Some(&blob("checkpoints")), Some(&blob("hot")));
         let made: Value = serde_json::from_slice(&artifact.bytes).unwrap();
         assert_eq!(made["subject"]["digest"], image.digest.to_string());

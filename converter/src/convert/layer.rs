@@ -1,17 +1,17 @@
-//! Indexing one layer: a pipeline from the blob's bytes to its tree, spans and checkpoints.
+//! Indexing one layer: a pipeline from the blob's bytes to its tree, spans and checkpoints, and to a repacked layer.
+use super::codec::{Begin, Codec, CodecError, MAGIC};
+use super::describing::{Described, Describing};
+use super::repack::{self, Repack, RepackError, RepackedLayer};
 use crate::report::Task;
 use bytes::Bytes;
 use clipper_format::Digest;
-use clipper_format::gzip::{self, CHECKPOINTS_PER_GROUP, Checkpoint, IndexOptions, IndexedSpan};
-use clipper_format::index::{LayerIndex, PackError, PackedTree};
-use clipper_format::span::{Span, SpanTable};
-use clipper_format::stored::StoredIndexer;
-use clipper_format::tar::{LayerWalker, Limits};
+use clipper_format::gzip::{self, IndexedSpan};
+use clipper_format::index::{LayerIndex, PackError};
+use clipper_format::span::SpanTable;
 use clipper_format::zstd::{self, ZstdError};
 use clipper_registry::Blob;
 use futures::StreamExt;
-use sha2::{Digest as _, Sha256};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// A layer to index.
@@ -33,6 +33,14 @@ pub struct IndexedLayer {
     pub checkpoints: Vec<u8>,
     /// How long indexing took; `None` if it was taken over from an earlier index.
     pub took: Option<Duration>,
+}
+
+/// What came of a layer.
+pub struct DescribedLayer {
+    /// Its index; `None` if it is one zstd frame, which can be repacked but not indexed.
+    pub index: Option<IndexedLayer>,
+    /// The repacked layer, if there should be one.
+    pub repacked: Option<RepackedLayer>,
 }
 
 /// Why a layer can't be indexed.
@@ -71,6 +79,9 @@ pub enum LayerError {
     /// It isn't valid gzip.
     #[error("layer {0}: {1}")]
     Gzip(Digest, gzip::GzipError),
+    /// It isn't valid zstd.
+    #[error("layer {0}: {1}")]
+    Frame(Digest, std::io::Error),
     /// It isn't a valid tar.
     #[error("layer {0}: {1}")]
     Tar(Digest, clipper_format::tar::TarError),
@@ -80,6 +91,9 @@ pub enum LayerError {
     /// Its spans don't fit its blob: a mistake of ours.
     #[error("layer {0}: {1}")]
     Spans(Digest, clipper_format::span::SpanTableError),
+    /// It can't be repacked.
+    #[error("layer {0}: {1}")]
+    Repack(Digest, RepackError),
     /// It can't be read.
     #[error(transparent)]
     Registry(#[from] clipper_registry::RegistryError),
@@ -89,19 +103,38 @@ pub enum LayerError {
 }
 
 /// What travels to the thread that hashes and describes.
-enum Piece {
+pub enum Piece {
+    /// The next bytes of the blob.
     Compressed(Bytes),
+    /// The next bytes of the device.
     Span(IndexedSpan),
 }
 
-/// The zstd level of checkpoint groups.
-const CHECKPOINT_LEVEL: i32 = 12;
 /// Pieces that may wait between two stages; spans are at most a span size each, so this bounds memory.
 const QUEUE: usize = 6;
 
 /// Indexes a layer as its bytes arrive. Three stages run side by side: the network; inflating, which also chooses
-/// spans and checkpoints; and hashing, which also walks the tar.
-pub async fn index(input: LayerInput, span_size: u32, task: &Task) -> Result<IndexedLayer, LayerError> {
+/// spans and checkpoints; and hashing, which also walks the tar. With `repack`, groups of device bytes go on from there
+/// to be compressed and pushed.
+pub async fn describe(
+    input: LayerInput,
+    span_size: u32,
+    repack: Option<Repack>,
+    task: &Task,
+) -> Result<DescribedLayer, LayerError> {
+    match attempt(&input, span_size, repack.clone(), false, task).await {
+        Err(LayerError::ZstdFrame { .. }) if repack.is_some() => attempt(&input, span_size, repack, true, task).await,
+        result => result,
+    }
+}
+
+async fn attempt(
+    input: &LayerInput,
+    span_size: u32,
+    repack: Option<Repack>,
+    one_frame: bool,
+    task: &Task,
+) -> Result<DescribedLayer, LayerError> {
     let begun = Instant::now();
     let (digest, size) = (input.blob.digest(), input.blob.size());
     let mut stream = input.blob.read(0..size).await?;
@@ -109,8 +142,12 @@ pub async fn index(input: LayerInput, span_size: u32, task: &Task) -> Result<Ind
     let (to_describe, pieces) = sync_channel::<Piece>(QUEUE);
 
     let media_type = input.media_type.clone();
-    let inflate = tokio::task::spawn_blocking(move || inflate(digest, media_type, span_size, compressed, &to_describe));
-    let describe = tokio::task::spawn_blocking(move || describe(digest, size, input.diff_id, &pieces));
+    let (packing, repacking) = repack.map(|repack| repack::start(repack, span_size)).unzip();
+    let begin: Begin = if one_frame { Codec::one_frame } else { Codec::of };
+    let inflate =
+        tokio::task::spawn_blocking(move || inflate(digest, media_type, span_size, begin, compressed, &to_describe));
+    let diff_id = input.diff_id;
+    let describing = tokio::task::spawn_blocking(move || Describing::new(packing).run(digest, diff_id, &pieces));
 
     let mut read = Ok(());
     while let Some(chunk) = stream.next().await {
@@ -129,79 +166,41 @@ pub async fn index(input: LayerInput, span_size: u32, task: &Task) -> Result<Ind
     }
     drop(to_inflate);
     let inflated = inflate.await.map_err(|_| LayerError::Stopped(digest))?;
-    let described = describe.await.map_err(|_| LayerError::Stopped(digest))?;
+    let described = describing.await.map_err(|_| LayerError::Stopped(digest))?;
+    let repacked = match repacking {
+        Some(repacking) => Some(repacking.await.map_err(|_| LayerError::Stopped(digest))?),
+        None => None,
+    };
     read?; // An aborted read makes the later stages fail as if the layer were truncated: tell the cause.
     match (inflated, described) {
         (Err(error @ LayerError::ZstdFrame { .. }), _) => Err(error),
         // Bytes that aren't the layer's explain every other complaint about them.
-        (_, Err(error @ LayerError::Digest(..))) | (Err(error), _) | (Ok(()), Err(error)) => Err(error),
-        (Ok(()), Ok(mut layer)) => {
-            layer.took = Some(begun.elapsed());
-            Ok(layer)
-        }
-    }
-}
-
-enum Codec {
-    Gzip(Box<gzip::Indexer>),
-    Zstd(Box<zstd::Indexer>),
-    Stored(StoredIndexer),
-}
-
-/// Why a codec failed.
-enum CodecError {
-    Gzip(gzip::GzipError),
-    Zstd(ZstdError),
-}
-
-impl CodecError {
-    fn of_layer(self, layer: Digest, media_type: &str) -> LayerError {
-        match self {
-            Self::Gzip(error) => LayerError::Gzip(layer, error),
-            Self::Zstd(ZstdError::FrameTooLarge { .. }) => {
-                LayerError::ZstdFrame { layer, media_type: media_type.into() }
-            }
-            Self::Zstd(error) => LayerError::Zstd(layer, error),
-        }
-    }
-}
-
-/// Bytes that tell a compression format. containerd, too, goes by them and not by the media type
-/// (archive/compression/compression.go, DetectCompression).
-const MAGIC: usize = 4;
-
-impl Codec {
-    /// The codec of a layer that begins with `head`.
-    fn of(head: &[u8], span_size: u32) -> Self {
-        let options = IndexOptions { span_size };
-        match head {
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-                Self::Zstd(Box::new(zstd::Indexer::new(options)))
-            }
-            [0x1f, 0x8b, ..] => Self::Gzip(Box::new(gzip::Indexer::new(options))),
-            _ => Self::Stored(StoredIndexer::new(options)),
-        }
-    }
-
-    fn push(&mut self, input: &[u8], spans: &mut Vec<IndexedSpan>) -> Result<(), CodecError> {
-        match self {
-            Self::Gzip(indexer) => indexer.push(input, spans).map_err(CodecError::Gzip),
-            Self::Zstd(indexer) => indexer.push(input, spans).map_err(CodecError::Zstd),
-            Self::Stored(indexer) => {
-                indexer.push(input, spans);
-                Ok(())
-            }
-        }
-    }
-
-    fn finish(&mut self, spans: &mut Vec<IndexedSpan>) -> Result<(), CodecError> {
-        match self {
-            Self::Gzip(indexer) => indexer.finish(spans).map_err(CodecError::Gzip),
-            Self::Zstd(indexer) => indexer.finish(spans).map_err(CodecError::Zstd),
-            Self::Stored(indexer) => {
-                indexer.finish(spans);
-                Ok(())
-            }
+        (_, Err(error @ LayerError::Digest(..))) | (Err(error), _) => Err(error),
+        (Ok(()), Err(error)) => match repacked {
+            // The describing stage stopped because nobody took its groups any more.
+            Some(Err(cause)) if matches!(error, LayerError::Stopped(_)) => Err(LayerError::Repack(digest, cause)),
+            _ => Err(error),
+        },
+        (Ok(()), Ok(described)) => {
+            let took = begun.elapsed();
+            let Described { tree, spans, checkpoints, groups } = described;
+            let repacked = match repacked {
+                None => None,
+                Some(packed) => {
+                    let packed = packed.map_err(|error| LayerError::Repack(digest, error))?;
+                    // Only now is it known to be the layer that its digest and diff ID promise.
+                    let done = packed.finish(diff_id, tree.clone(), took).await;
+                    Some(done.map_err(|error| LayerError::Repack(digest, error))?)
+                }
+            };
+            let index = if one_frame {
+                None
+            } else {
+                let spans = SpanTable::new(spans, size).map_err(|e| LayerError::Spans(digest, e))?;
+                let index = LayerIndex { digest, diff_id, source_size: size, tree, spans, checkpoint_groups: groups };
+                Some(IndexedLayer { index, checkpoints, took: Some(took) })
+            };
+            Ok(DescribedLayer { index, repacked })
         }
     }
 }
@@ -212,6 +211,7 @@ fn inflate(
     digest: Digest,
     media_type: String,
     span_size: u32,
+    begin: Begin,
     mut compressed: tokio::sync::mpsc::Receiver<Bytes>,
     to_describe: &SyncSender<Piece>,
 ) -> Result<(), LayerError> {
@@ -235,7 +235,7 @@ fn inflate(
             }
             input = Bytes::from(std::mem::take(&mut head));
         }
-        let codec = codec.get_or_insert_with(|| Codec::of(&input, span_size));
+        let codec = codec.get_or_insert_with(|| begin(&input, span_size));
         if outcome.is_ok() {
             outcome = codec.push(&input, &mut spans);
         }
@@ -255,72 +255,4 @@ fn inflate(
             return outcome.map_err(|error| error.of_layer(digest, &media_type));
         }
     }
-}
-
-fn describe(
-    digest: Digest,
-    source_size: u64,
-    diff_id: Digest,
-    pieces: &Receiver<Piece>,
-) -> Result<IndexedLayer, LayerError> {
-    let (mut source_hash, mut device_hash) = (Sha256::new(), Sha256::new());
-    let mut walker = LayerWalker::new(Limits::default());
-    let mut walked = Ok(());
-    let mut spans = Vec::new();
-    let mut group: Vec<Checkpoint> = Vec::new();
-    let (mut checkpoints, mut groups) = (Vec::new(), Vec::new());
-    let mut flush = |group: &mut Vec<Checkpoint>| -> Result<(), LayerError> {
-        let start = checkpoints.len() as u64;
-        checkpoints.extend_from_slice(&gzip::encode_group(group, CHECKPOINT_LEVEL));
-        groups.push(start..checkpoints.len() as u64);
-        group.clear();
-        Ok(())
-    };
-    while let Ok(piece) = pieces.recv() {
-        match piece {
-            Piece::Compressed(bytes) => source_hash.update(&bytes),
-            Piece::Span(span) => {
-                device_hash.update(&span.bytes);
-                if walked.is_ok() {
-                    // Go on hashing after a complaint: a wrong digest explains it better.
-                    walked = walker.push(&span.bytes);
-                }
-                spans.push(Span {
-                    device_offset: span.device_offset,
-                    device_len: span.bytes.len() as u32,
-                    source_offset: span.source_offset,
-                    source_len: span.source_len,
-                    start: span.start,
-                    blake3: *blake3::hash(&span.bytes).as_bytes(),
-                });
-                if let Some(checkpoint) = span.checkpoint {
-                    group.push(checkpoint);
-                    if group.len() == CHECKPOINTS_PER_GROUP {
-                        flush(&mut group)?;
-                    }
-                }
-            }
-        }
-    }
-    if !group.is_empty() {
-        flush(&mut group)?;
-    }
-    let actual = Digest::from_bytes(source_hash.finalize().into());
-    if actual != digest {
-        return Err(LayerError::Digest(digest, actual));
-    }
-    let tree = walked.and_then(|()| walker.finish()).map_err(|e| LayerError::Tar(digest, e))?;
-    let actual = Digest::from_bytes(device_hash.finalize().into());
-    if actual != diff_id {
-        return Err(LayerError::DiffId { layer: digest, expected: diff_id, actual });
-    }
-    let index = LayerIndex {
-        digest,
-        diff_id,
-        source_size,
-        tree: PackedTree::pack(&tree).map_err(|e| LayerError::Tree(digest, e))?,
-        spans: SpanTable::new(spans, source_size).map_err(|e| LayerError::Spans(digest, e))?,
-        checkpoint_groups: groups,
-    };
-    Ok(IndexedLayer { index, checkpoints, took: None })
 }

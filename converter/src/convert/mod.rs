@@ -1,8 +1,12 @@
 //! `clipper convert`: from an ordinary image to an accelerated one.
 mod artifact;
+mod codec;
+mod describing;
+mod edition;
 mod layer;
 mod plan;
 mod publish;
+mod repack;
 mod reuse;
 mod startup;
 mod summary;
@@ -12,9 +16,12 @@ use crate::report::{Progress, human};
 use anyhow::{Context, Result};
 use clipper_format::Digest;
 use clipper_format::index::{BlobRef, Hot, Index};
+use edition::EditionLayer;
 use futures::{StreamExt, TryStreamExt};
 use layer::IndexedLayer;
 use plan::{Plan, PlannedImage};
+use publish::Published;
+use repack::{Repack, RepackedLayer};
 use startup::Startup;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +29,7 @@ use std::time::Instant;
 
 /// The annotations and media types that other commands look for.
 pub use artifact::ANNOTATION_BASE;
-pub use plan::TAG_SUFFIX;
+pub use edition::{BASE_LAYERS, TAG_SUFFIX};
 
 /// Runs the command.
 pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
@@ -31,21 +38,39 @@ pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
     let progress = Progress::new(common);
     let client = common.client()?;
     let plan = Plan::make(&client, &args).await?;
-    let mut indexed = if args.no_reuse { BTreeMap::new() } else { reuse::find(&plan, args.span_size).await };
-    for layer in indexed.values() {
-        progress.say(&format!("{}  reused: the target repository holds its index already", short(layer.index.digest)));
+    let mut layers = if args.no_reuse { Layers::default() } else { reuse::find(&plan, &args).await };
+    for digest in plan.layers.keys().filter(|digest| layers.missing(&plan, digest).is_none()) {
+        progress.say(&format!("{}  reused: the target repository holds its index already", short(*digest)));
     }
-    index_layers(&plan, &args, &progress, &mut indexed).await?;
+    describe_layers(&plan, &args, &progress, &mut layers).await?;
 
-    let mut images = Vec::new();
+    let mut published: Vec<Published<'_>> = Vec::new();
+    let mut startups = Vec::new();
     for image in &plan.images {
-        let startup = startup::prepare(&plan, image, &indexed, &args, &given, &progress).await?;
-        let made = assemble(image, &indexed, args.span_size, startup)?;
-        publish::blobs(&plan, image, &made, &progress).await?;
-        images.push((image, made));
+        let first = plan.editions.first().and_then(|edition| edition.layers(image, &layers));
+        let first = first.context("a layer was not described")?;
+        startups.push(startup::prepare(&plan, image, &first, &args, &given, &progress).await?);
     }
-    let top = publish::manifests(&plan, &images).await?;
-    let summary = summary::Summary::new(&plan, &images, &indexed, &top, begun.elapsed(), client.stats());
+    for edition in &plan.editions {
+        let mut images = Vec::new();
+        for (image, startup) in plan.images.iter().zip(&startups) {
+            let Some(own) = edition.layers(image, &layers) else { break };
+            let made = assemble(image, &own, args.span_size, startup)?;
+            publish::blobs(&plan, edition, image, &made, &progress).await?;
+            images.push((image, own, made));
+        }
+        if images.len() < plan.images.len() {
+            progress.warn(&format!(
+                "{} is not published: index-only mode can't describe a layer that is one large zstd frame",
+                edition.target
+            ));
+            continue;
+        }
+        published.push(publish::manifests(&plan, edition, images).await?);
+    }
+    let first = published.first().context("nothing was published")?;
+    let tags = (first, published.get(1));
+    let summary = summary::Summary::new(&plan, tags, &layers, begun.elapsed(), client.stats());
     if common.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {
@@ -54,36 +79,70 @@ pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-/// Indexes every layer that isn't in `indexed` yet, several side by side.
-async fn index_layers(
-    plan: &Plan,
-    args: &ConvertArgs,
-    progress: &Progress,
-    indexed: &mut BTreeMap<Digest, Arc<IndexedLayer>>,
-) -> Result<()> {
+/// What is known of the layers, by the digest of the base image's.
+#[derive(Default)]
+pub struct Layers {
+    /// The base image's own.
+    pub indexed: BTreeMap<Digest, Arc<IndexedLayer>>,
+    /// Repacked ones.
+    pub repacked: BTreeMap<Digest, Arc<RepackedLayer>>,
+}
+
+impl Layers {
+    /// Whether the layer must be read, and if so, how it is to be repacked.
+    fn missing(&self, plan: &Plan, digest: &Digest) -> Option<Option<Repack>> {
+        let wanted = plan.editions.iter().find_map(|edition| edition.repacked);
+        let repack = wanted.filter(|_| !self.repacked.contains_key(digest));
+        let repack = repack.map(|compression| Repack { to: plan.to.clone(), compression });
+        (repack.is_some() || !self.indexed.contains_key(digest)).then_some(repack)
+    }
+}
+
+/// Describes every layer that isn't in `layers` yet, several side by side.
+async fn describe_layers(plan: &Plan, args: &ConvertArgs, progress: &Progress, layers: &mut Layers) -> Result<()> {
     let jobs =
         args.jobs.map_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get), usize::from);
-    let wanted: Vec<_> = plan.layers.iter().filter(|(digest, _)| !indexed.contains_key(*digest)).collect();
-    let mut done = futures::stream::iter(wanted)
-        .map(|(digest, input)| async move {
+    let wanted = plan.layers.iter().filter_map(|(digest, input)| Some((digest, input, layers.missing(plan, digest)?)));
+    let mut done = futures::stream::iter(wanted.collect::<Vec<_>>())
+        .map(|(digest, input, repack)| async move {
             let task = progress.task(&short(*digest), input.blob.size());
-            let layer = layer::index(input.clone(), args.span_size, &task).await?;
-            let took = layer.took.unwrap_or_default();
-            task.done(&format!(
-                "{}  indexed {} ({} of files) in {:.1} s: {} spans",
-                short(*digest),
-                human(layer.index.source_size),
-                human(layer.index.spans.device_size()),
-                took.as_secs_f64(),
-                layer.index.spans.spans().len(),
-            ));
-            anyhow::Ok((*digest, Arc::new(layer)))
+            let layer = layer::describe(input.clone(), args.span_size, repack, &task).await?;
+            if let Some(index) = &layer.index {
+                task.done(&indexed(index, layer.repacked.as_ref()));
+            } else if let Some(repacked) = &layer.repacked {
+                task.done(&format!("{}  repacked: {}", short(*digest), human(repacked.layer.index.source_size)));
+            }
+            if let Some(why) = layer.repacked.as_ref().and_then(|repacked| repacked.no_toc.as_ref()) {
+                progress.warn(&format!(
+                    "{}: {why}, so the repacked layer has no table of contents: other runtimes will fetch it whole",
+                    short(*digest)
+                ));
+            }
+            anyhow::Ok((*digest, layer))
         })
         .buffer_unordered(jobs.max(1));
     while let Some((digest, layer)) = done.try_next().await? {
-        indexed.insert(digest, layer);
+        layers.indexed.extend(layer.index.map(|index| (digest, Arc::new(index))));
+        layers.repacked.extend(layer.repacked.map(|repacked| (digest, Arc::new(repacked))));
     }
     Ok(())
+}
+
+/// The line that says that a layer is done.
+fn indexed(layer: &IndexedLayer, repacked: Option<&RepackedLayer>) -> String {
+    let index = &layer.index;
+    let mut line = format!(
+        "{}  indexed {} ({} of files) in {:.1} s: {} spans",
+        short(index.digest),
+        human(index.source_size),
+        human(index.spans.device_size()),
+        layer.took.unwrap_or_default().as_secs_f64(),
+        index.spans.spans().len(),
+    );
+    if let Some(repacked) = repacked {
+        line += &format!("; repacked: {}", human(repacked.layer.index.source_size));
+    }
+    line
 }
 
 /// What is published of one image besides manifests.
@@ -93,19 +152,17 @@ pub struct Made {
     /// The checkpoints blob; `None` if no layer has a checkpoint.
     pub checkpoints: Option<Vec<u8>>,
     /// The hot blob; `None` if nothing is known of the start-up.
-    pub hot: Option<Vec<u8>>,
+    pub hot: Option<BlobRef>,
 }
 
 /// Puts the layers of `image` together.
-fn assemble(
-    image: &PlannedImage,
-    indexed: &BTreeMap<Digest, Arc<IndexedLayer>>,
-    span_size: u32,
-    startup: Startup,
-) -> Result<Made> {
-    let (mut checkpoints, mut layers) = (Vec::new(), Vec::new());
-    for digest in image.distinct_layers() {
-        let layer = indexed.get(&digest).with_context(|| format!("layer {digest} was not indexed"))?;
+fn assemble(image: &PlannedImage, own: &[EditionLayer<'_>], span_size: u32, startup: &Startup) -> Result<Made> {
+    let (mut checkpoints, mut layers, mut places) = (Vec::new(), Vec::new(), BTreeMap::new());
+    for EditionLayer { layer, .. } in own {
+        if places.contains_key(&layer.index.digest) {
+            continue;
+        }
+        places.insert(layer.index.digest, layers.len() as u32);
         let mut described = layer.index.clone();
         let start = checkpoints.len() as u64;
         for group in &mut described.checkpoint_groups {
@@ -114,12 +171,23 @@ fn assemble(
         checkpoints.extend_from_slice(&layer.checkpoints);
         layers.push(described);
     }
+    let hot = startup.hot.as_ref().and_then(|hot| Some((hot, hot.blob?)));
+    let described = hot.map(|(hot, blob)| {
+        // Layers that differ may be the same once they are repacked.
+        let place = |base: &Digest| own.iter().find(|layer| layer.base == *base).map(|layer| layer.layer.index.digest);
+        let numbers: Vec<u32> =
+            image.distinct_layers().iter().filter_map(|base| places.get(&place(base)?).copied()).collect();
+        let mut frames = hot.frames.clone();
+        for piece in frames.iter_mut().flat_map(|frame| &mut frame.pieces) {
+            piece.layer = numbers.get(piece.layer as usize).copied().unwrap_or_default();
+        }
+        Hot { blob, frames }
+    });
     let checkpoints = (!checkpoints.is_empty()).then_some(checkpoints);
-    let (frames, hot) = startup.hot.map_or((Vec::new(), None), |hot| (hot.frames, Some(hot.bytes)));
-    let described = hot.as_deref().map(|bytes| Hot { blob: blob_ref(bytes), frames });
     let checkpoints_ref = checkpoints.as_deref().map(blob_ref);
-    let index = Index { span_size, checkpoints: checkpoints_ref, layers, prefetch: startup.list, hot: described };
-    Ok(Made { index: index.encode().context("encoding the index")?, checkpoints, hot })
+    let prefetch = startup.list.clone();
+    let index = Index { span_size, checkpoints: checkpoints_ref, layers, prefetch, hot: described };
+    Ok(Made { index: index.encode().context("encoding the index")?, checkpoints, hot: hot.map(|(_, blob)| blob) })
 }
 
 /// Digest and size of `bytes`.

@@ -1,5 +1,6 @@
 //! What a conversion will do: which images, which layers, from where to where.
 use super::layer::LayerInput;
+use super::edition::Edition;
 use crate::cli::ConvertArgs;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
@@ -10,9 +11,6 @@ use oci_spec::image::Descriptor;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// The suffix of an accelerated image's tag.
-pub const TAG_SUFFIX: &str = "_accelerated";
-
 /// Largest image config read.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
@@ -22,6 +20,8 @@ pub struct Plan {
     pub source: Reference,
     /// Where the result goes.
     pub target: Reference,
+    /// What is published.
+    pub editions: Vec<Edition>,
     /// `source`'s repository.
     pub from: Repository,
     /// `target`'s repository.
@@ -70,13 +70,14 @@ impl Plan {
         let source = args.source.clone();
         let target = match &args.target {
             Some(target) => target.clone(),
-            None => default_target(&source)?,
+            None => default_target(&source, &args.tag_suffix)?,
         };
         if target.tag().is_none() {
             bail!("TARGET {target} needs a tag: the result is published under it");
         }
-        if source == target {
-            bail!("SOURCE and TARGET are the same: the base image is never overwritten");
+        let editions = Edition::of(args, &target)?;
+        if let Some(same) = editions.iter().find(|edition| edition.target == source) {
+            bail!("{} is the image to convert: the base image is never overwritten", same.target);
         }
         let from = client.repository(&source)?;
         let to = client.repository(&target)?;
@@ -88,6 +89,7 @@ impl Plan {
             same_repository: source.same_repository(&target),
             source,
             target,
+            editions,
             from,
             to,
             images: Vec::new(),
@@ -165,9 +167,9 @@ fn blob_of(descriptor: &Descriptor, source: &Reference) -> Result<BlobRef> {
     Ok(BlobRef { digest, size: descriptor.size() })
 }
 
-fn default_target(source: &Reference) -> Result<Reference> {
+fn default_target(source: &Reference, suffix: &str) -> Result<Reference> {
     match source.tag() {
-        Some(tag) => Ok(source.with_tag(&format!("{tag}{TAG_SUFFIX}"))?),
+        Some(tag) => Ok(source.with_tag(&format!("{tag}{suffix}"))?),
         None => bail!("{source} has no tag to derive the result's from: name a TARGET"),
     }
 }

@@ -1,21 +1,31 @@
 //! Pushing the result: blobs first, then manifests by digest, the tag last, so that no half image is ever visible.
 use super::artifact::{self, Document};
 use super::plan::{Plan, PlannedImage};
+use super::artifact::ImageParts;
+use super::edition::{Edition, EditionLayer};
 use super::{Made, blob_ref};
 use crate::report::Progress;
 use crate::transfer;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use clipper_format::Digest;
-use clipper_format::index::BlobRef;
+
 use clipper_registry::Selector;
 use futures::{StreamExt, TryStreamExt};
 
-/// Pushes all blobs that the manifests of `image` will name and the target lacks.
-pub async fn blobs(plan: &Plan, image: &PlannedImage, made: &Made, progress: &Progress) -> Result<()> {
+/// Pushes all blobs that the manifests of `image` will name and the target lacks. Repacked layers are there already.
+pub async fn blobs(
+    plan: &Plan,
+    edition: &Edition,
+    image: &PlannedImage,
+    made: &Made,
+    progress: &Progress,
+) -> Result<()> {
     if !plan.same_repository {
-        let mut wanted: Vec<BlobRef> = image.layers.clone();
-        wanted.push(image.config);
+        let mut wanted = vec![image.config];
+        if edition.repacked.is_none() {
+            wanted.extend(&image.layers);
+        }
         wanted.sort_by_key(|b| b.digest);
         wanted.dedup_by_key(|b| b.digest);
         futures::stream::iter(wanted)
@@ -26,51 +36,62 @@ pub async fn blobs(plan: &Plan, image: &PlannedImage, made: &Made, progress: &Pr
     }
     let mut own = vec![artifact::EMPTY.to_vec(), made.index.clone()];
     own.extend(made.checkpoints.clone());
-    own.extend(made.hot.clone());
     for bytes in own {
         let digest = Digest::of(&bytes);
-        plan.to.push_blob(digest, Bytes::from(bytes)).await.with_context(|| format!("pushing to {}", plan.target))?;
+        plan.to.push_blob(digest, Bytes::from(bytes)).await.with_context(|| format!("pushing to {}", plan.to))?;
     }
     Ok(())
 }
 
-/// The digests of what was published.
-pub struct Published {
+/// What was published under a tag.
+pub struct Published<'a> {
+    /// The edition.
+    pub edition: &'a Edition,
     /// The OCI image index: what the tag points at.
     pub top: Digest,
-    /// For each image: image manifest, index manifest.
+    /// The images.
+    pub images: Vec<MadeImage<'a>>,
+    /// For each of them: image manifest, index manifest.
     pub manifests: Vec<(Digest, Digest)>,
 }
 
+/// An image with its layers and what was made of them.
+pub type MadeImage<'a> = (&'a PlannedImage, Vec<EditionLayer<'a>>, Made);
+
 /// Pushes the manifests and, at last, the tag.
-pub async fn manifests(plan: &Plan, images: &[(&PlannedImage, Made)]) -> Result<Published> {
+pub async fn manifests<'a>(
+    plan: &Plan,
+    edition: &'a Edition,
+    images: Vec<MadeImage<'a>>,
+) -> Result<Published<'a>> {
     let documents: Vec<_> = images
         .iter()
-        .map(|(image, made)| {
+        .map(|(image, layers, made)| {
             let index = blob_ref(&made.index);
             let checkpoints = made.checkpoints.as_deref().map(blob_ref);
-            let manifest = artifact::image_manifest(&image.manifest, image.digest, &index);
-            let hot = made.hot.as_deref().map(blob_ref);
-            let artifact = artifact::index_manifest(&manifest, &index, checkpoints.as_ref(), hot.as_ref());
+            let parts = ImageParts { base: image.digest, index: &index, edition, layers };
+            let manifest = artifact::image_manifest(&image.manifest, &parts);
+            let artifact = artifact::index_manifest(&manifest, &index, checkpoints.as_ref(), made.hot.as_ref());
             (image.platform.clone(), manifest, artifact)
         })
         .collect();
     for (_, manifest, artifact) in &documents {
         for document in [manifest, artifact] {
-            put(plan, Selector::Digest(document.digest), document).await?;
+            put(plan, edition, Selector::Digest(document.digest), document).await?;
         }
     }
     let top = artifact::image_index(&documents).context("writing the image index")?;
-    let tag = plan.target.tag().unwrap_or_default().to_owned();
-    put(plan, Selector::Tag(tag), &top).await?;
-    Ok(Published { top: top.digest, manifests: documents.iter().map(|(_, m, a)| (m.digest, a.digest)).collect() })
+    let tag = edition.target.tag().unwrap_or_default().to_owned();
+    put(plan, edition, Selector::Tag(tag), &top).await?;
+    let manifests = documents.iter().map(|(_, m, a)| (m.digest, a.digest)).collect();
+    Ok(Published { edition, top: top.digest, images, manifests })
 }
 
-async fn put(plan: &Plan, selector: Selector, document: &Document) -> Result<()> {
+async fn put(plan: &Plan, edition: &Edition, selector: Selector, document: &Document) -> Result<()> {
     let bytes = Bytes::from(document.bytes.clone());
     plan.to
         .put_manifest(&selector, document.media_type, bytes)
         .await
-        .with_context(|| format!("publishing {}", plan.target))?;
+        .with_context(|| format!("publishing {}", edition.target))?;
     Ok(())
 }

@@ -1,8 +1,14 @@
 //! Layers that were indexed before: found through the accelerated tags of the target repository.
+use super::Layers;
+use super::artifact::{ANNOTATION_BASE_LAYER, ANNOTATION_COMPRESSION};
+use super::edition;
 use super::layer::IndexedLayer;
-use super::plan::{Plan, TAG_SUFFIX};
+use super::plan::Plan;
+use super::repack::RepackedLayer;
+use crate::cli::ConvertArgs;
 use anyhow::{Context, Result};
 use clipper_format::Digest;
+use clipper_format::chunked::{ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_POSITION};
 use clipper_format::index::{ANNOTATION_INDEX, Index, MEDIA_TYPE_INDEX_LAYER};
 use clipper_registry::Reference;
 use clipper_registry::image::ImageSet;
@@ -17,33 +23,30 @@ const BLOB_LIMIT: u64 = 1 << 30;
 
 /// The layers of `plan` that the target repository has an index for, made with the same span size. Anything that
 /// goes wrong here only means that layers are indexed anew.
-pub async fn find(plan: &Plan, span_size: u32) -> BTreeMap<Digest, Arc<IndexedLayer>> {
-    let mut found = BTreeMap::new();
+pub async fn find(plan: &Plan, args: &ConvertArgs) -> Layers {
+    let mut found = Layers::default();
     let mut seen = BTreeSet::new();
-    for tag in candidate_tags(plan).await {
-        if found.len() == plan.layers.len() {
+    for tag in candidate_tags(plan, &args.tag_suffix).await {
+        if plan.layers.keys().all(|digest| found.missing(plan, digest).is_none()) {
             break;
         }
         let reference = match plan.target.with_tag(&tag) {
             Ok(reference) => reference,
             Err(_) => continue,
         };
-        if let Err(error) = take_over(plan, &reference, span_size, &mut seen, &mut found).await {
+        if let Err(error) = take_over(plan, &reference, args.span_size, &mut seen, &mut found).await {
             tracing::info!("no index reused from {reference}: {error:#}");
         }
-    }
-    if found.is_empty() {
-        tracing::debug!("nothing to reuse in {}", plan.target);
     }
     found
 }
 
 /// The target's tag first, then the repository's other accelerated tags.
-async fn candidate_tags(plan: &Plan) -> Vec<String> {
-    let own = plan.target.tag().unwrap_or_default().to_owned();
+async fn candidate_tags(plan: &Plan, suffix: &str) -> Vec<String> {
+    let own: Vec<String> = plan.editions.iter().filter_map(|edition| edition.target.tag()).map(str::to_owned).collect();
     let others = plan.to.tags().await.unwrap_or_default();
-    let others = others.into_iter().filter(|t| t.ends_with(TAG_SUFFIX) && *t != own).take(TAGS);
-    std::iter::once(own.clone()).chain(others).collect()
+    let others: Vec<_> = others.into_iter().filter(|t| t.ends_with(suffix) && !own.contains(t)).take(TAGS).collect();
+    own.into_iter().chain(others).collect()
 }
 
 async fn take_over(
@@ -51,11 +54,16 @@ async fn take_over(
     reference: &Reference,
     span_size: u32,
     seen: &mut BTreeSet<Digest>,
-    found: &mut BTreeMap<Digest, Arc<IndexedLayer>>,
+    found: &mut Layers,
 ) -> Result<()> {
     let set = ImageSet::resolve(&plan.to, reference).await?;
     for image in &set.images {
-        let missing = |d: &Digest| plan.layers.contains_key(d) && !found.contains_key(d);
+        let repacked = repacked_layers(plan, &image.manifest);
+        let base = |digest: &Digest| repacked.get(digest).map_or(*digest, |repacked| repacked.base);
+        let missing = |digest: &Digest| match repacked.get(digest) {
+            Some(repacked) => !found.repacked.contains_key(&repacked.base),
+            None => plan.layers.contains_key(digest) && !found.indexed.contains_key(digest),
+        };
         if !layer_digests(&image.manifest).any(|d| missing(&d)) {
             continue;
         }
@@ -83,16 +91,50 @@ async fn take_over(
             None => bytes::Bytes::new(),
         };
         for layer in index.layers {
-            let Some(input) = plan.layers.get(&layer.digest) else { continue };
-            if found.contains_key(&layer.digest) || layer.diff_id != input.diff_id {
+            let (digest, base) = (layer.digest, base(&layer.digest));
+            if plan.layers.get(&base).is_none_or(|input| layer.diff_id != input.diff_id) {
                 continue;
             }
-            let layer = detach(layer, &checkpoints)?;
-            found.insert(layer.index.digest, Arc::new(layer));
+            let layer = Arc::new(detach(layer, &checkpoints)?);
+            match repacked.get(&digest) {
+                Some(described) => {
+                    let annotations = described.annotations.clone();
+                    let repacked = RepackedLayer { layer, annotations, no_toc: None };
+                    found.repacked.entry(base).or_insert_with(|| Arc::new(repacked));
+                }
+                None => drop(found.indexed.entry(base).or_insert(layer)),
+            }
         }
     }
     Ok(())
 }
+
+/// What an image of full mode says of one of its layers.
+struct Described {
+    base: Digest,
+    annotations: Vec<(String, String)>,
+}
+
+/// The layers of an image that was repacked as is wanted now, by their digests.
+fn repacked_layers(plan: &Plan, manifest: &ImageManifest) -> BTreeMap<Digest, Described> {
+    let wanted = plan.editions.iter().find_map(|edition| edition.repacked).map(edition::name);
+    let made = manifest.annotations().as_ref().and_then(|annotations| annotations.get(ANNOTATION_COMPRESSION));
+    if made.is_none() || wanted.as_ref() != made {
+        return BTreeMap::new();
+    }
+    let layer = |layer: &Descriptor| {
+        let annotations = layer.annotations().as_ref()?;
+        let base: Digest = annotations.get(ANNOTATION_BASE_LAYER)?.parse().ok()?;
+        let kept = annotations.iter().filter(|(key, _)| OF_LAYERS.contains(&key.as_str()));
+        let annotations = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let digest: Digest = layer.digest().as_ref().parse().ok()?;
+        plan.layers.contains_key(&base).then_some((digest, Described { base, annotations }))
+    };
+    manifest.layers().iter().filter_map(layer).collect()
+}
+
+/// Annotations that a repacked layer got from being repacked.
+const OF_LAYERS: [&str; 2] = [ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_POSITION];
 
 fn layer_digests(manifest: &ImageManifest) -> impl Iterator<Item = Digest> {
     manifest.layers().iter().filter_map(|l| l.digest().as_ref().parse().ok())

@@ -1,9 +1,10 @@
 //! Making the hot blob: device ranges in order, read from their layers, cut into frames.
 use super::files::LayerBytes;
 use super::reader::SpanReader;
-use anyhow::{Result, bail};
-use clipper_format::index::{HotFrame, HotPiece, pack_hot_frame};
+use anyhow::{Context, Result, bail};
+use clipper_format::index::{BlobRef, HotFrame, HotPiece, pack_hot_frame};
 use clipper_format::span::BLOCK;
+use clipper_registry::Repository;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -23,11 +24,10 @@ pub struct HotInput<'a> {
     pub limit: u64,
 }
 
-/// A hot blob and its frames.
-#[derive(Default)]
+/// A hot blob in its repository, and its frames.
 pub struct HotBlob {
-    /// The frames one after the other.
-    pub bytes: Vec<u8>,
+    /// The frames one after the other; `None` if there are none.
+    pub blob: Option<BlobRef>,
     /// What they hold.
     pub frames: Vec<HotFrame>,
     /// Device bytes in them.
@@ -36,11 +36,11 @@ pub struct HotBlob {
     pub cut: bool,
 }
 
-/// Makes the hot blob.
+/// Makes the hot blob and pushes it to `to` as it is made.
 ///
 /// # Errors
-/// A layer can't be read again.
-pub async fn pack(input: HotInput<'_>) -> Result<HotBlob> {
+/// A layer can't be read again, or the blob can't be pushed.
+pub async fn pack(input: HotInput<'_>, to: &Repository) -> Result<HotBlob> {
     let frames = frames(pieces(&input), &input);
     // Who needs a span: frame and piece. Spans are read in the order in which frames need them first.
     let mut users: BTreeMap<(u32, usize), Vec<(usize, usize)>> = BTreeMap::new();
@@ -64,7 +64,9 @@ pub async fn pack(input: HotInput<'_>) -> Result<HotBlob> {
         })
         .buffered(FETCHES);
 
-    let mut hot = HotBlob::default();
+    let mut hot = HotBlob { blob: None, frames: Vec::new(), device_bytes: 0, cut: false };
+    let (mut upload, mut size) = (None, 0);
+    let pushing = || format!("pushing the hot blob to {to}");
     let mut parts = Parts::default();
     for (f, frame) in frames.iter().enumerate() {
         let mut content = Vec::new();
@@ -80,14 +82,23 @@ pub async fn pack(input: HotInput<'_>) -> Result<HotBlob> {
             content.extend(parts.take((f, p)));
         }
         let packed = pack_hot_frame(&content)?;
-        if (hot.bytes.len() + packed.len()) as u64 > input.limit {
+        size += packed.len() as u64;
+        if size > input.limit {
             hot.cut = true;
             break;
         }
         hot.device_bytes += content.len() as u64;
         let blake3 = *blake3::hash(&content).as_bytes();
         hot.frames.push(HotFrame { len: packed.len() as u32, pieces: frame.clone(), blake3 });
-        hot.bytes.extend(packed);
+        let upload = match &mut upload {
+            Some(upload) => upload,
+            None => upload.insert(to.upload().await.with_context(pushing)?),
+        };
+        upload.write(packed.into()).await.with_context(pushing)?;
+    }
+    if let Some(upload) = upload {
+        let (digest, size) = upload.finish().await.with_context(pushing)?;
+        hot.blob = Some(BlobRef { digest, size });
     }
     Ok(hot)
 }

@@ -6,13 +6,12 @@ mod hot;
 mod list;
 mod reader;
 
-use super::layer::IndexedLayer;
+use super::edition::EditionLayer;
 use super::plan::{Plan, PlannedImage};
 use crate::cli::{ConvertArgs, HotLimit};
 use crate::report::Progress;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
-use clipper_format::index::BlobRef;
 use clipper_format::trace::{TRACE_MAX, Touch, parse_trace};
 use files::{ImageFiles, LayerBytes};
 use guess::{Expected, guess};
@@ -20,7 +19,7 @@ pub use hot::HotBlob;
 use hot::HotInput;
 use list::Entry;
 use reader::{FileReader, SpanReader};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -87,7 +86,7 @@ fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
 pub async fn prepare(
     plan: &Plan,
     image: &PlannedImage,
-    indexed: &BTreeMap<Digest, Arc<IndexedLayer>>,
+    layers: &[EditionLayer<'_>],
     args: &ConvertArgs,
     given: &Given,
     progress: &Progress,
@@ -101,15 +100,12 @@ pub async fn prepare(
         return Ok(Startup::default());
     }
     let mut trees = Vec::with_capacity(image.layers.len());
-    for layer in &image.layers {
-        trees.push(indexed[&layer.digest].index.tree.unpack()?);
+    for layer in layers {
+        trees.push(layer.layer.index.tree.unpack()?);
     }
     let files = ImageFiles::merge(trees)?;
-    let reader = |layer: &BlobRef| SpanReader {
-        blob: plan.layers[&layer.digest].blob.clone(),
-        layer: Arc::clone(&indexed[&layer.digest]),
-    };
-    let layers: Vec<_> = image.layers.iter().map(reader).collect();
+    let reader = |layer: &EditionLayer<'_>| SpanReader { blob: layer.blob(plan), layer: Arc::clone(layer.layer) };
+    let layers: Vec<_> = layers.iter().map(reader).collect();
     let mut ranges = Vec::new();
     let missing = |what: String| {
         if args.strict {
@@ -143,12 +139,13 @@ pub async fn prepare(
             list.push(path);
         }
     }
-    let hot = hot_blob(image, &layers, ranges, args.hot_limit, progress).await?;
+    let hot = hot_blob(plan, image, &layers, ranges, args.hot_limit, progress).await?;
     Ok(Startup { list, hot })
 }
 
 /// The hot blob of `ranges`, whose layers are numbers among the image's; `None` if there is nothing in it.
 async fn hot_blob(
+    plan: &Plan,
     image: &PlannedImage,
     layers: &[SpanReader],
     mut ranges: Vec<LayerBytes>,
@@ -164,11 +161,11 @@ async fn hot_blob(
     let place = |digest: &Digest| image.layers.iter().position(|layer| layer.digest == *digest);
     let layers: Vec<_> = distinct.iter().filter_map(place).map(|layer| layers[layer].clone()).collect();
     let limit = limit.bytes(image.layers.iter().map(|layer| layer.size).sum());
-    let hot = hot::pack(HotInput { layers: &layers, ranges, limit }).await?;
+    let hot = hot::pack(HotInput { layers: &layers, ranges, limit }, &plan.to).await?;
     if hot.cut {
         progress.warn(&format!(
             "the start-up's data don't fit --hot-limit ({limit} bytes): what comes last is left to prefetching on demand"
         ));
     }
-    Ok((!hot.frames.is_empty()).then_some(hot))
+    Ok(hot.blob.is_some().then_some(hot))
 }
