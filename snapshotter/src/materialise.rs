@@ -1,7 +1,9 @@
 //! A layer's tree as files in a directory, such as overlayfs wants for a lower one.
 //!
 //! Everything is made relative to descriptors of directories that were made here, so no symlink is ever followed.
-use clipper_format::tree::{self, Content, Directory, ExtentSource, FileData, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree};
+use clipper_format::tree::{
+    self, Content, Directory, ExtentSource, FileData, Inode, InodeId, OPAQUE_XATTR, ROOT, Tree,
+};
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags},

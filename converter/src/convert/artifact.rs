@@ -28,8 +28,12 @@ pub const ANNOTATION_COMPRESSION: &str = "io.clipper.compression";
 pub const ANNOTATION_BASE_LAYER: &str = "io.clipper.base.layer";
 
 /// Annotations that describe the bytes of a layer, and so aren't true of it any more when it is repacked.
-const OF_BYTES: [&str; 3] =
-    ["io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/", "io.containers.estargz."];
+const OF_BYTES: [&str; 4] = [
+    "io.github.containers.zstd-chunked.",
+    "io.containers.zstd-chunked.",
+    "containerd.io/snapshot/stargz/",
+    "io.containers.estargz.",
+];
 
 /// A document ready to be pushed. Keys are sorted, so that equal content has equal digests.
 pub struct Document {

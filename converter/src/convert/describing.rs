@@ -56,12 +56,7 @@ impl Describing {
     ///
     /// # Errors
     /// The layer isn't what its digest and diff ID say, isn't a tar, or nobody takes its groups any more.
-    pub fn run(
-        mut self,
-        digest: Digest,
-        diff_id: Digest,
-        pieces: &Receiver<Piece>,
-    ) -> Result<Described, LayerError> {
+    pub fn run(mut self, digest: Digest, diff_id: Digest, pieces: &Receiver<Piece>) -> Result<Described, LayerError> {
         let (mut source_hash, mut device_hash) = (Sha256::new(), Sha256::new());
         let mut walked = Ok(());
         while let Ok(piece) = pieces.recv() {

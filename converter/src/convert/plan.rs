@@ -1,6 +1,6 @@
 //! What a conversion will do: which images, which layers, from where to where.
-use super::layer::LayerInput;
 use super::edition::Edition;
+use super::layer::LayerInput;
 use crate::cli::ConvertArgs;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;

@@ -1,8 +1,8 @@
 //! Pushing the result: blobs first, then manifests by digest, the tag last, so that no half image is ever visible.
-use super::artifact::{self, Document};
-use super::plan::{Plan, PlannedImage};
 use super::artifact::ImageParts;
+use super::artifact::{self, Document};
 use super::edition::{Edition, EditionLayer};
+use super::plan::{Plan, PlannedImage};
 use super::{Made, blob_ref};
 use crate::report::Progress;
 use crate::transfer;
@@ -59,11 +59,7 @@ pub struct Published<'a> {
 pub type MadeImage<'a> = (&'a PlannedImage, Vec<EditionLayer<'a>>, Made);
 
 /// Pushes the manifests and, at last, the tag.
-pub async fn manifests<'a>(
-    plan: &Plan,
-    edition: &'a Edition,
-    images: Vec<MadeImage<'a>>,
-) -> Result<Published<'a>> {
+pub async fn manifests<'a>(plan: &Plan, edition: &'a Edition, images: Vec<MadeImage<'a>>) -> Result<Published<'a>> {
     let documents: Vec<_> = images
         .iter()
         .map(|(image, layers, made)| {

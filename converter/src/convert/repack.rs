@@ -107,8 +107,7 @@ impl Packed {
         let (digest, size) = self.upload.finish().await?;
         let Assembled { spans, annotations, no_toc, .. } = self.assembled;
         let spans = SpanTable::new(spans, size)?;
-        let index =
-            LayerIndex { digest, diff_id, source_size: size, tree, spans, checkpoint_groups: Vec::new() };
+        let index = LayerIndex { digest, diff_id, source_size: size, tree, spans, checkpoint_groups: Vec::new() };
         let layer = Arc::new(IndexedLayer { index, checkpoints: Vec::new(), took: Some(took) });
         Ok(RepackedLayer { layer, annotations, no_toc })
     }

@@ -8,7 +8,7 @@ use super::repack::RepackedLayer;
 use crate::cli::ConvertArgs;
 use anyhow::{Context, Result};
 use clipper_format::Digest;
-use clipper_format::chunked::{ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_POSITION};
+use clipper_format::chunked::{ANNOTATIONS_TOC_DIGEST, ANNOTATIONS_TOC_POSITION};
 use clipper_format::index::{ANNOTATION_INDEX, Index, MEDIA_TYPE_INDEX_LAYER};
 use clipper_registry::Reference;
 use clipper_registry::image::ImageSet;
@@ -125,16 +125,14 @@ fn repacked_layers(plan: &Plan, manifest: &ImageManifest) -> BTreeMap<Digest, De
     let layer = |layer: &Descriptor| {
         let annotations = layer.annotations().as_ref()?;
         let base: Digest = annotations.get(ANNOTATION_BASE_LAYER)?.parse().ok()?;
-        let kept = annotations.iter().filter(|(key, _)| OF_LAYERS.contains(&key.as_str()));
+        let of_bytes = ANNOTATIONS_TOC_DIGEST.iter().chain(&ANNOTATIONS_TOC_POSITION);
+        let kept = annotations.iter().filter(|(key, _)| of_bytes.clone().any(|name| name == key));
         let annotations = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
         let digest: Digest = layer.digest().as_ref().parse().ok()?;
         plan.layers.contains_key(&base).then_some((digest, Described { base, annotations }))
     };
     manifest.layers().iter().filter_map(layer).collect()
 }
-
-/// Annotations that a repacked layer got from being repacked.
-const OF_LAYERS: [&str; 2] = [ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_POSITION];
 
 fn layer_digests(manifest: &ImageManifest) -> impl Iterator<Item = Digest> {
     manifest.layers().iter().filter_map(|l| l.digest().as_ref().parse().ok())

@@ -75,7 +75,9 @@ fn merge_with(
     let mut layers = layers.into_iter().enumerate();
     let mut union = match layers.next() {
         Some((_, bottom)) => Union::begin(bottom, keep_whiteouts)?,
-        None => Union { tree: Tree { inodes: vec![Inode::empty_directory()], device_sizes: Vec::new() }, keep_whiteouts },
+        None => {
+            Union { tree: Tree { inodes: vec![Inode::empty_directory()], device_sizes: Vec::new() }, keep_whiteouts }
+        }
     };
     for (number, layer) in layers {
         union.lay(number, layer)?;

@@ -176,9 +176,7 @@ impl Tree {
 
     /// The inode at `path`, components joined by `/`, no symlink followed; the empty path is the root.
     pub fn lookup(&self, path: &[u8]) -> Option<InodeId> {
-        path.split(|b| *b == b'/')
-            .filter(|c| !c.is_empty())
-            .try_fold(ROOT, |dir, name| self.entries(dir)?.get(name))
+        path.split(|b| *b == b'/').filter(|c| !c.is_empty()).try_fold(ROOT, |dir, name| self.entries(dir)?.get(name))
     }
 
     /// Drops inodes that no name leads to and renumbers the rest; does nothing if there are none.

@@ -1,7 +1,9 @@
 //! The kernel as judge: images that the writer makes are mounted from a file, with plain files as their devices, and
 //! must show the tree that went in. Needs root and Linux 6.12.
 use clipper_format::erofs::write;
-use clipper_format::tree::{Content, Directory, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use clipper_format::tree::{
+    Content, DeviceNumber, Directory, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree,
+};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr, OsString};

@@ -1,6 +1,8 @@
 //! Trees through the writer and the reader and back.
 use clipper_format::erofs::{ErofsError, Image, ImageSource, MAX_DEPTH, write};
-use clipper_format::tree::{Content, Directory, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use clipper_format::tree::{
+    Content, DeviceNumber, Directory, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree,
+};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Packed groups in a row: the blob's bytes, its spans, and its table of contents.
 use super::pack::FramedPiece;
 use super::toc::{Chunk, NoToc, Toc, WrittenToc};
-use super::{ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_POSITION, ChunkedError, Compression, PackedGroup};
+use super::{ANNOTATIONS_TOC_DIGEST, ANNOTATIONS_TOC_POSITION, ChunkedError, Compression, PackedGroup};
 use crate::Digest;
 use crate::span::{Span, Start};
 use crate::tar::Listed;
@@ -173,11 +173,10 @@ fn ending(toc: &WrittenToc, offset: u64) -> (Vec<u8>, Vec<(String, String)>) {
     }
     footer.extend_from_slice(&FOOTER_MAGIC);
     put_skippable(&mut tail, &footer);
-    let annotations = vec![
-        (ANNOTATION_TOC_DIGEST.to_owned(), Digest::of(&toc.compressed).to_string()),
-        (ANNOTATION_TOC_POSITION.to_owned(), format!("{at}:{len}:{}:{TOC_TYPE}", toc.length)),
-    ];
-    (tail, annotations)
+    let (digest, position) = (Digest::of(&toc.compressed).to_string(), format!("{at}:{len}:{}:{TOC_TYPE}", toc.length));
+    let digests = ANNOTATIONS_TOC_DIGEST.map(|name| (name.to_owned(), digest.clone()));
+    let positions = ANNOTATIONS_TOC_POSITION.map(|name| (name.to_owned(), position.clone()));
+    (tail, digests.into_iter().chain(positions).collect())
 }
 
 /// Appends a skippable frame. Tables are far smaller than its 4 GiB.

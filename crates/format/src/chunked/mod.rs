@@ -19,10 +19,13 @@ pub use assemble::{Assembled, Assembler};
 pub use cut::{Cutter, Group, Piece};
 pub use pack::{Compression, PackedGroup, Packer};
 
-/// Annotation of a zstd:chunked layer: SHA-256 of the compressed table of contents.
-pub const ANNOTATION_TOC_DIGEST: &str = "io.github.containers.zstd-chunked.manifest-checksum";
-/// Annotation of a zstd:chunked layer: `offset:compressed length:length:1` of the table of contents.
-pub const ANNOTATION_TOC_POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+/// Annotations of a zstd:chunked layer: SHA-256 of the compressed table of contents. The second name is the one that
+/// containers/storage before 1.44 (podman before 4.4) and stargz-snapshotter know.
+pub const ANNOTATIONS_TOC_DIGEST: [&str; 2] =
+    ["io.github.containers.zstd-chunked.manifest-checksum", "io.containers.zstd-chunked.manifest-checksum"];
+/// Annotations of a zstd:chunked layer: `offset:compressed length:length:1` of the table of contents.
+pub const ANNOTATIONS_TOC_POSITION: [&str; 2] =
+    ["io.github.containers.zstd-chunked.manifest-position", "io.containers.zstd-chunked.manifest-position"];
 
 /// Why a layer can't be repacked.
 #[derive(Debug, thiserror::Error)]

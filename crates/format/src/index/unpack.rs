@@ -4,7 +4,7 @@ use super::pack::{Place, Room, UNIT, Xattrs};
 use super::packed::PackError;
 use super::wire::{Malformed, Reader};
 use crate::erofs::MAX_DEPTH;
-use crate::tree::{Content, Directory, DeviceNumber, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
+use crate::tree::{Content, DeviceNumber, Directory, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
 
 /// Most bytes of a tree's columns together.
 const COLUMNS_MAX: u64 = 256 << 20;

@@ -110,10 +110,7 @@ impl FileData {
     ///
     /// # Errors
     /// What `place` says.
-    pub fn move_extents<E>(
-        &mut self,
-        mut place: impl FnMut(u64, u16, u64) -> Result<(u16, u64), E>,
-    ) -> Result<(), E> {
+    pub fn move_extents<E>(&mut self, mut place: impl FnMut(u64, u16, u64) -> Result<(u16, u64), E>) -> Result<(), E> {
         match &mut self.parts {
             Parts::None => {}
             Parts::Whole { device, offset } => (*device, *offset) = place(self.size, *device, *offset)?,
