@@ -113,6 +113,10 @@ pub enum Piece {
 /// Pieces that may wait between two stages; spans are at most a span size each, so this bounds memory.
 const QUEUE: usize = 6;
 
+/// Attempts at a layer whose upload the registry loses, and the pause before the second, which grows.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// Indexes a layer as its bytes arrive. Three stages run side by side: the network; inflating, which also chooses
 /// spans and checkpoints; and hashing, which also walks the tar. With `repack`, groups of device bytes go on from there
 /// to be compressed and pushed.
@@ -122,9 +126,21 @@ pub async fn describe(
     repack: Option<Repack>,
     task: &Task,
 ) -> Result<DescribedLayer, LayerError> {
-    match attempt(&input, span_size, repack.clone(), false, task).await {
-        Err(LayerError::ZstdFrame { .. }) if repack.is_some() => attempt(&input, span_size, repack, true, task).await,
-        result => result,
+    let (mut one_frame, mut attempts) = (false, 1);
+    loop {
+        match attempt(&input, span_size, repack.clone(), one_frame, task).await {
+            Err(LayerError::ZstdFrame { .. }) if repack.is_some() && !one_frame => one_frame = true,
+            // Nothing is kept of what is pushed: where the registry has lost it, it must be made again.
+            Err(LayerError::Repack(layer, RepackError::Registry(error)))
+                if error.is_transient() && attempts < ATTEMPTS =>
+            {
+                tracing::warn!(%layer, %error, "repacking the layer once more");
+                attempts += 1;
+                tokio::time::sleep(PAUSE * attempts).await;
+            }
+            result => return result,
+        }
+        task.reached(0);
     }
 }
 

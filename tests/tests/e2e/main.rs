@@ -5,6 +5,7 @@ mod convert;
 mod copy;
 mod cri;
 mod fidelity;
+mod full;
 mod frames;
 mod ground;
 mod integrity;
