@@ -161,7 +161,7 @@ impl Comparison<'_> {
         let inode = self.fixture.tree.inode(id);
         let meta = fs::symlink_metadata(path).unwrap();
         let show = path.display();
-        assert_eq!(meta.mode() & 0o7777, inode.perm.into(), "mode of {show}");
+        assert_eq!(meta.mode() & 0o7777, u32::from(inode.perm), "mode of {show}");
         assert_eq!((meta.uid(), meta.gid()), (inode.uid, inode.gid), "owner of {show}");
         assert_eq!((meta.mtime(), meta.mtime_nsec()), (inode.mtime, inode.mtime_nsec.into()), "mtime of {show}");
         assert_eq!(meta.nlink(), self.links[&id], "links of {show}");

@@ -313,7 +313,7 @@ mod tests {
         let blob = blob.blob(digest, tar.len() as u64);
         let progress = Progress::new(&Cli::parse_from(["clipper", "--quiet", "inspect", "oci:x"]).common);
         let input = LayerInput { blob: blob.clone(), media_type: "tar".into(), diff_id: digest };
-        let layer = layer::index(input, 1 << 20, &progress.task("layer", 0)).await.unwrap();
+        let layer = layer::describe(input, 1 << 20, None, &progress.task("layer", 0)).await.unwrap().index.unwrap();
         let files = ImageFiles::merge(vec![layer.index.tree.unpack().unwrap()]).unwrap();
         let layers = [SpanReader { blob, layer: Arc::new(layer) }];
         let found = guess(&files, &FileReader::new(&layers), &json!({ "config": config })).await;

@@ -1,8 +1,9 @@
 //! gzip layers: an inflate that can stop and resume at any Deflate symbol, the index that says where, and checkpoints.
 //!
 //! A gzip layer is one member (RFC 1952) or several, each a Deflate stream (RFC 1951). [`Indexer`] inflates it once
-//! and cuts what comes out into spans that start on blocks of the device. A span that doesn't start with a member has
-//! a [`Checkpoint`]: the state of the Deflate decoder, and those bytes of the 32 KiB window that the span refers to.
+//! and cuts what comes out into spans that start on blocks of the device. A span that begins inside a short member, or
+//! soon after the start of a long one, is decoded from the member's start. Any other has a [`Checkpoint`]: the state of
+//! the Deflate decoder, and those bytes of the 32 KiB window that the span refers to.
 //! [`SpanDecoder`] turns the source bytes of a span back into its device bytes.
 
 mod bits;
