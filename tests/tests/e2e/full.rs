@@ -45,7 +45,11 @@ fn manifest_of(registry: &Registry, reference: &str) -> Value {
 fn two_images_are_published() {
     let (base, accelerated, report) = full();
     let registry = &world().registry;
-    assert_eq!(registry.tags("full/small").unwrap(), ["1", "1_accelerated", "1_containerd_accelerated"]);
+    let tags = registry.tags("full/small").unwrap();
+    assert!(
+        ["1", "1_accelerated", "1_containerd_accelerated"].iter().all(|tag| tags.iter().any(|t| t == tag)),
+        "{tags:?}"
+    );
     let (original, _) = registry.manifest(base).unwrap();
     let repacked = manifest_of(registry, accelerated);
     assert_eq!(repacked["config"]["digest"], original["config"]["digest"], "the config, and so every diff ID, is kept");
@@ -98,7 +102,10 @@ fn converting_again_gives_the_same_and_reads_nothing() {
     assert_eq!(again["digest"], report["digest"]);
     assert!(again["layers"].as_array().unwrap().iter().all(|layer| layer["reused"] == true), "{again}");
     let (_, anew) = convert_with(base, &["--mode", "full", "--no-reuse"]).unwrap();
-    assert_eq!((&anew["digest"], &anew["base_layers"]["digest"]), (&report["digest"], &report["base_layers"]["digest"]));
+    assert_eq!(
+        (&anew["digest"], &anew["base_layers"]["digest"]),
+        (&report["digest"], &report["base_layers"]["digest"])
+    );
 }
 
 #[test]
@@ -161,13 +168,20 @@ fn podman_fetches_it_in_parts() {
     let lazily = LazyMount::start(accelerated).unwrap();
     let (mut expected, mut actual) =
         (walk::read(lazily.path()).unwrap(), walk::read(&podman.mount(accelerated).unwrap()).unwrap());
-    // Podman makes no device files from tables of contents, and leaves directories with the times of being filled.
+    // What podman 4.3 doesn't take from tables of contents: device files and FIFOs, symlinks' times and owners, the root's
+    // mode. And it leaves directories with the times at which it filled them.
     for tree in [&mut expected, &mut actual] {
-        tree.retain(|_, node| !matches!(node.mode & 0o170000, 0o020000 | 0o060000));
-        tree.values_mut().filter(|node| node.mode & 0o170000 == 0o040000).for_each(|node| {
-            node.mtime = (0, 0);
-            node.links = 0;
+        tree.retain(|path, node| {
+            let special = matches!(node.mode & 0o170000, 0o020000 | 0o060000 | 0o010000);
+            !special && !path.as_os_str().is_empty()
         });
+        for node in tree.values_mut() {
+            match node.mode & 0o170000 {
+                0o040000 => (node.mtime, node.links) = ((0, 0), 0),
+                0o120000 => (node.mtime, node.owner) = ((0, 0), (0, 0)),
+                _ => {}
+            }
+        }
     }
     assert_eq!(walk::differences(&expected, &actual, 10), Vec::<String>::new());
     assert_eq!(podman.run(accelerated).unwrap(), HELLO);
@@ -259,7 +273,11 @@ fn nothing_is_published_of_a_damaged_layer() {
 #[test]
 fn options_that_mean_nothing_are_refused() {
     let base = &world().busybox.base;
-    for args in [&["--level", "3"][..], &["--compression", "gzip"], &["--mode", "full", "--compression", "gzip", "--level", "12"]] {
+    for args in [
+        &["--level", "3"][..],
+        &["--compression", "gzip"],
+        &["--mode", "full", "--compression", "gzip", "--level", "12"],
+    ] {
         let run = clipper_output(&[&["convert"], args, &[base.as_str()]].concat()).unwrap();
         assert_eq!(run.status.code(), Some(1), "{args:?}");
     }

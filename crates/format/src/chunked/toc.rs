@@ -69,7 +69,8 @@ impl From<io::Error> for NoToc {
 }
 
 /// An entry, in the words of containers/storage (`FileMetadata` in `pkg/chunked/internal/minimal/compression.go`) and
-/// stargz-snapshotter (`TOCEntry` in `estargz/types.go`). Zeros are left out, as Go leaves them out.
+/// stargz-snapshotter (`TOCEntry` in `estargz/types.go`). Zeros are left out, as Go leaves them out. Three names are not
+/// written as those write them: containers/storage before 1.44 only understands them so, and everyone else in any case.
 #[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry<'a> {
@@ -82,11 +83,11 @@ struct Entry<'a> {
     mode: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "UID", skip_serializing_if = "Option::is_none")]
     uid: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "GID", skip_serializing_if = "Option::is_none")]
     gid: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "ModTime", skip_serializing_if = "Option::is_none")]
     modtime: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dev_major: Option<i64>,
