@@ -28,11 +28,15 @@ images: build ## the small images that the tests use, below .cache/images
 	@scripts/images busybox small
 
 .PHONY: bench-images
-bench-images: build ## the 1.5 GB Node.js image that the benches and the demo use (a few minutes)
-	@scripts/images busybox small node-red
+bench-images: build ## the real images that the benches use: Node.js, Python, PostgreSQL, Java (a quarter of an hour)
+	@scripts/images busybox small node-red python postgres java
+
+.PHONY: demo-image
+demo-image: build
+	@scripts/images node-red
 
 .PHONY: demo
-demo: bench-images ## convert a real image, start it before it is downloaded, and compare with containerd's overlayfs
+demo: demo-image ## convert a real image, start it before it is downloaded, and compare with containerd's overlayfs
 	@$(BIN)/demo
 
 .PHONY: test
