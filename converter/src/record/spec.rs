@@ -41,7 +41,7 @@ pub fn runtime_spec(config: &Value, args: &RecordArgs, progress: &Progress) -> R
     if !env.iter().any(|variable| variable.starts_with("PATH=")) {
         env.push("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
     }
-    env.extend(args.env.iter().cloned());
+    override_variables(&mut env, &args.env);
     let cwd = config["WorkingDir"].as_str().filter(|dir| dir.starts_with('/')).unwrap_or("/");
     let (uid, gid) = user(config["User"].as_str().unwrap_or_default(), progress);
     let mount = |kind: &str, at: &str, options: &[&str]| json!({ "destination": at, "type": kind, "source": kind, "options": options });
@@ -75,6 +75,15 @@ pub fn runtime_spec(config: &Value, args: &RecordArgs, progress: &Progress) -> R
     }))
 }
 
+/// Puts the user's variables in place of the image's: of two of a name, programs see the first, or the last.
+fn override_variables(env: &mut Vec<String>, own: &[String]) {
+    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    for variable in own {
+        env.retain(|other| name(other) != name(variable));
+        env.push(variable.clone());
+    }
+}
+
 /// The numbers of an image's user, `UID[:GID]`. Names would have to be looked up in the image.
 fn user(text: &str, progress: &Progress) -> (u32, u32) {
     let (user, group) = text.split_once(':').unwrap_or((text, "0"));
@@ -88,5 +97,17 @@ fn user(text: &str, progress: &Progress) -> (u32, u32) {
             progress.warn(&format!("the image's user {text:?} is a name: recording as root"));
             (0, 0)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_variables_replace_the_images() {
+        let mut env = ["PATH=/bin", "PORT=8080", "PORTS=1"].map(str::to_owned).to_vec();
+        override_variables(&mut env, &["PORT=9".to_owned(), "NEW=a=b".to_owned()]);
+        assert_eq!(env, ["PATH=/bin", "PORTS=1", "PORT=9", "NEW=a=b"]);
     }
 }
