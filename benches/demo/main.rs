@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
-use clipper_benches::cold_start::{Application, FarRegistry, Run, System};
+use clipper_benches::application::Application;
+use clipper_benches::cold_start::{FarRegistry, Run, System};
 use clipper_tests::clipper::{clipper_ok, convert};
 
 /// Shows what Clipper does.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Image below .cache/images that serves HTTP on $PORT.
+    /// Image below .cache/images: node-red, python, postgres or java.
     #[arg(long, default_value = "node-red")]
     image: String,
     /// Rate of the link in Mbit/s.
@@ -24,6 +25,7 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    let application = Application::called(&options.image)?;
     println!("A registry behind a link of {} Mbit/s, {} ms away in each direction.", options.megabits, options.delay);
     let far = FarRegistry::new(options.megabits, Duration::from_millis(options.delay))?;
     let image = far.registry.push_cached(&options.image)?;
@@ -49,12 +51,11 @@ fn main() -> Result<()> {
         println!("   {line}");
     }
 
-    let application = Application { image, port_variable: "PORT".into() };
     println!("\n3. containerd alone, on an empty node: download, unpack, start.");
-    let plain = far.cold_start(System::Overlayfs, &application)?;
+    let plain = far.cold_start(System::Overlayfs, &application, &image)?;
     tell(&plain);
     println!("4. Clipper, on an empty node: mount, start, fetch what is touched.");
-    let lazy = far.cold_start(System::Clipper, &application)?;
+    let lazy = far.cold_start(System::Index, &application, &image)?;
     tell(&lazy);
     let sum = |run: &Run| run.pull + run.start;
     println!(
@@ -68,7 +69,7 @@ fn main() -> Result<()> {
 
 fn tell(run: &Run) {
     println!(
-        "   pull {:.2} s, then {:.2} s until its page answers 200; {:.1} MB in {} requests\n",
+        "   pull {:.2} s, then {:.2} s until it is ready; {:.1} MB in {} requests\n",
         run.pull,
         run.start,
         run.wire_bytes as f64 / 1e6,

@@ -1,17 +1,21 @@
 //! A cold start: from nothing on the node to a container that answers, over a slow link, with nothing cached.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use clipper_tests::clipper::{Snapshotter, clipper_ok};
+use anyhow::{Context, Result};
+use clipper_tests::clipper::{Snapshotter, clipper_ok, convert_with};
 use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::link::Link;
 use clipper_tests::proxy::Proxy;
 use clipper_tests::registry::{Registry, free_port};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::application::Application;
+
+/// Longest that an application may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The far end: a registry behind a shaped link, and a proxy that makes it distant as well.
 #[derive(Debug)]
@@ -24,54 +28,92 @@ pub struct FarRegistry {
 }
 
 /// What a node runs images with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum System {
     /// containerd as it comes: download all, unpack all, start.
     Overlayfs,
     /// Clipper in index-only mode, nothing known of the start-up.
-    Unlisted,
+    IndexUnlisted,
     /// Clipper in index-only mode as it comes: the start-up is worked out by the converter.
-    Clipper,
+    Index,
     /// The same with a hot blob laid out by a recorded start.
-    Traced,
+    IndexRecorded,
+    /// Clipper in full mode as it comes.
+    Full,
+    /// The same with a hot blob laid out by a recorded start.
+    FullRecorded,
 }
 
 impl System {
+    /// All, in the order of reports.
+    pub const ALL: [Self; 6] =
+        [Self::Overlayfs, Self::IndexUnlisted, Self::Index, Self::IndexRecorded, Self::Full, Self::FullRecorded];
+
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
-            System::Overlayfs => "overlayfs",
-            System::Unlisted => "Clipper, no list",
-            System::Clipper => "Clipper",
-            System::Traced => "Clipper, recorded",
+            Self::Overlayfs => "overlayfs",
+            Self::IndexUnlisted => "index-only, no list",
+            Self::Index => "index-only",
+            Self::IndexRecorded => "index-only, recorded",
+            Self::Full => "full",
+            Self::FullRecorded => "full, recorded",
         }
     }
-}
 
-impl System {
+    /// Its name on the command line.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Overlayfs => "overlayfs",
+            Self::IndexUnlisted => "index-unlisted",
+            Self::Index => "index",
+            Self::IndexRecorded => "index-recorded",
+            Self::Full => "full",
+            Self::FullRecorded => "full-recorded",
+        }
+    }
+
+    /// What stands behind the tag of the image that it pulls.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Overlayfs => "",
+            Self::IndexUnlisted => "_unlisted_accelerated",
+            Self::Index => "_accelerated",
+            Self::IndexRecorded => "_recorded_accelerated",
+            Self::Full => "_full_accelerated",
+            Self::FullRecorded => "_recorded_full_accelerated",
+        }
+    }
+
     /// What it pulls instead of `image`.
     pub fn reference(self, image: &str) -> String {
-        match self {
-            System::Overlayfs => image.to_owned(),
-            System::Unlisted => format!("{image}_unlisted_accelerated"),
-            System::Clipper => format!("{image}_accelerated"),
-            System::Traced => format!("{image}_recorded_accelerated"),
-        }
+        format!("{image}{}", self.suffix())
     }
-}
 
-/// An application in an image, and how it is known to be ready: GET / on `port` answers 200.
-#[derive(Clone, Debug)]
-pub struct Application {
-    /// The image, as the registry itself knows it.
-    pub image: String,
-    /// Environment variable that tells the application its port.
-    pub port_variable: String,
+    /// Makes what it pulls from `image`. A recorded one needs the trace.
+    pub fn convert(self, image: &str, trace: Option<&Path>) -> Result<()> {
+        let mut more = vec!["--tag-suffix", self.suffix()];
+        match self {
+            Self::Overlayfs => return Ok(()),
+            Self::IndexUnlisted => more.push("--no-guess"),
+            Self::Index | Self::IndexRecorded => {}
+            Self::Full | Self::FullRecorded => more.extend(["--mode", "full"]),
+        }
+        let trace = trace.map(|path| path.display().to_string());
+        if self.is_recorded() {
+            more.extend(["--trace", trace.as_deref().context("no start was recorded")?]);
+        }
+        convert_with(image, &more).map(|_| ())
+    }
+
+    fn is_recorded(self) -> bool {
+        matches!(self, Self::IndexRecorded | Self::FullRecorded)
+    }
 }
 
 /// One cold start.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Run {
     /// What ran it.
     pub system: System,
@@ -96,49 +138,49 @@ impl FarRegistry {
         Ok(Self { proxy, registry, link })
     }
 
-    /// Records what the start of an application reads, on a new, empty node, until it answers.
-    pub fn record(&self, application: &Application, trace: &str) -> Result<()> {
+    /// The same image as nodes know it. To Clipper, only loopback is a registry that speaks plain HTTP unasked, so
+    /// conversions go this way, too.
+    pub fn near(&self, image: &str) -> String {
+        self.proxy.by_way(image)
+    }
+
+    /// Records what the start of an application reads, on a new, empty node, until it is ready. `image` is as the
+    /// registry itself knows it, and converted for [`System::Index`].
+    pub fn record(&self, application: &Application, image: &str, trace: &Path) -> Result<()> {
         let snapshotter = Snapshotter::start()?;
         let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
-        let reference = System::Clipper.reference(&self.proxy.by_way(&application.image));
+        let reference = System::Index.reference(&self.near(image));
         let port = free_port()?;
-        let (socket, url) = (containerd.socket().display().to_string(), format!("http://{port}/"));
+        let (socket, url) = (containerd.socket().display().to_string(), application.ready.url(port)?);
         let variable = format!("{}={}", application.port_variable, port.port());
+        let (limit, trace) = (PATIENCE.as_secs().to_string(), trace.display().to_string());
         let line = ["--address", &socket, "--namespace", containerd.namespace(), "--url", &url, "--env", &variable];
-        clipper_ok(&[&["record", "--timeout", "120", "--output", trace][..], &line, &[&reference]].concat())?;
+        clipper_ok(&[&["record", "--timeout", &limit, "--output", &trace][..], &line, &[&reference]].concat())?;
         Ok(())
     }
 
-    /// Starts an application on a new, empty node; gives the figures once it answers, and the node is gone.
-    pub fn cold_start(&self, system: System, application: &Application) -> Result<Run> {
+    /// Starts an application on a new, empty node; gives the figures once it is ready, and the node is gone.
+    pub fn cold_start(&self, system: System, application: &Application, image: &str) -> Result<Run> {
         let snapshotter = match system {
             System::Overlayfs => None,
-            System::Unlisted | System::Clipper | System::Traced => Some(Snapshotter::start()?),
+            _ => Some(Snapshotter::start()?),
         };
         let settings = snapshotter.as_ref().map_or_else(Settings::overlayfs, |own| Settings::clipper(own.socket()));
         let containerd = Containerd::start(settings)?;
-        let image = self.proxy.by_way(&application.image);
+        let reference = system.reference(&self.near(image));
         forget_the_page_cache(&self.registry)?;
         self.proxy.take_log();
         let (wire_before, begun) = (self.link.received()?, Instant::now());
-        let (kind, reference) = match system {
+        let kind = match system {
             System::Overlayfs => {
-                containerd.pull("overlayfs", &image)?;
-                ("overlayfs", image)
+                containerd.pull("overlayfs", &reference)?;
+                "overlayfs"
             }
-            System::Unlisted | System::Clipper | System::Traced => {
-                let (reference, socket) = (system.reference(&image), containerd.socket().display().to_string());
-                clipper_ok(&[
-                    "pull",
-                    "--address",
-                    &socket,
-                    "--namespace",
-                    containerd.namespace(),
-                    "--snapshotter",
-                    "clipper",
-                    &reference,
-                ])?;
-                ("clipper", reference)
+            _ => {
+                let socket = containerd.socket().display().to_string();
+                let node = ["--address", &socket, "--namespace", containerd.namespace(), "--snapshotter", "clipper"];
+                clipper_ok(&[&["pull"], &node[..], &[&reference]].concat())?;
+                "clipper"
             }
         };
         let pulled = begun.elapsed();
@@ -146,9 +188,9 @@ impl FarRegistry {
         let variable = format!("{}={}", application.port_variable, port.port());
         let line = ["run", "--detach", "--net-host", "--env", &variable, "--snapshotter", kind, &reference, "app"];
         containerd.ctr(&line)?;
-        wait_for_page(port, Duration::from_secs(120)).with_context(|| {
+        application.ready.wait(port, PATIENCE).with_context(|| {
             let log = snapshotter.as_ref().map(Snapshotter::log).unwrap_or_default();
-            format!("the application does not answer; the snapshotter logged:\n{log}")
+            format!("the application is not ready; the snapshotter logged:\n{log}")
         })?;
         let ready = begun.elapsed();
         let run = Run {
@@ -173,25 +215,4 @@ fn forget_the_page_cache(registry: &Registry) -> Result<()> {
         std::io::copy(&mut fs::File::open(registry.blob_file(&digest))?, &mut std::io::sink())?;
     }
     Ok(())
-}
-
-/// Asks for / every few milliseconds until the answer is 200.
-fn wait_for_page(address: SocketAddr, limit: Duration) -> Result<()> {
-    let begun = Instant::now();
-    while begun.elapsed() < limit {
-        if page_status(address).is_ok_and(|status| status == 200) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    bail!("GET http://{address}/ did not answer 200 within {limit:?}")
-}
-
-fn page_status(address: SocketAddr) -> Result<u16> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET / HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(64).read_to_string(&mut answer)?;
-    Ok(answer.split_whitespace().nth(1).context("no status line")?.parse()?)
 }

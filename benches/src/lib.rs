@@ -1,6 +1,11 @@
-//! What the benches share: the cold start itself, figures of several runs, and the page and pictures they end up on.
+//! What the benches share: the applications, the cold start itself, figures of several runs, and the pages and pictures
+//! they end up on.
 
+pub mod application;
 pub mod cold_start;
 pub mod figures;
+pub mod needed;
 pub mod page;
 pub mod picture;
+mod query;
+pub mod ready;

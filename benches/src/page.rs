@@ -1,4 +1,4 @@
-//! benches/RESULTS.md: one page, a section for each bench, rewritten by the bench itself.
+//! The pages that results are written on: a section for each bench, rewritten by the bench itself.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,17 +6,31 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clipper_tests::daemon::{run, workspace};
 
+/// A page with sections.
+#[derive(Clone, Copy, Debug)]
+pub enum Page {
+    /// benches/RESULTS.md: everything.
+    Results,
+    /// README.md: the essence.
+    Readme,
+}
+
+impl Page {
+    /// Puts a section in place of the one of the same name, or at the end.
+    pub fn write_section(self, name: &str, body: &str) -> Result<()> {
+        let path = match self {
+            Self::Results => directory().join("RESULTS.md"),
+            Self::Readme => workspace().join("README.md"),
+        };
+        let page = fs::read_to_string(&path)
+            .unwrap_or_else(|_| "# Results\n\nWritten by the benches themselves: `make bench`.\n".into());
+        Ok(fs::write(path, replaced(&page, name, body))?)
+    }
+}
+
 /// The directory of the results.
 pub fn directory() -> PathBuf {
     workspace().join("benches")
-}
-
-/// Puts a section in place of the one of the same name, or at the end.
-pub fn write_section(name: &str, body: &str) -> Result<()> {
-    let path = directory().join("RESULTS.md");
-    let page = fs::read_to_string(&path)
-        .unwrap_or_else(|_| "# Results\n\nWritten by the benches themselves: `make bench`.\n".into());
-    Ok(fs::write(path, replaced(&page, name, body))?)
 }
 
 fn replaced(page: &str, name: &str, body: &str) -> String {
