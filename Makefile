@@ -61,11 +61,11 @@ fuzz-smoke: setup
 bench: bench-cold-start bench-convert ## all benches; the results go to benches/RESULTS.md
 
 .PHONY: bench-cold-start
-bench-cold-start: bench-images ## pull and start to ready over a shaped link, RUNS (5) each
+bench-cold-start: bench-images ## pull and start to ready of all images over a shaped link, RUNS (5) each
 	$(BIN)/cold-start --runs $(RUNS)
 
 .PHONY: bench-convert
-bench-convert: bench-images ## conversion against `gzip -dc | sha256sum`, memory, index size
+bench-convert: bench-images ## conversion in both modes against gzip, sha256sum and zstd; memory, sizes
 	$(BIN)/convert-speed --runs $(RUNS)
 
 .PHONY: clean
