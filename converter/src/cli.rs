@@ -152,7 +152,7 @@ pub struct ConvertArgs {
     /// How full mode compresses layers
     #[arg(long, value_enum, default_value_t = LayerFormat::Zstd)]
     pub compression: LayerFormat,
-    /// Level of full mode's compression: 1 to 19 for zstd, 1 to 9 for gzip [default: 6]
+    /// Level of full mode's compression: 1 to 19 for zstd, 1 to 9 for gzip [default: 5 for zstd, 6 for gzip]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=19))]
     pub level: Option<u8>,
     /// Convert only this platform, as os/arch[/variant]; may be repeated [default: all]

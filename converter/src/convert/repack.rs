@@ -68,7 +68,8 @@ async fn run(repack: Repack, groups: Receiver<Group>) -> Result<Packed, RepackEr
     let mut upload = repack.to.upload().await?;
     let mut assembler = Assembler::new(repack.compression);
     let packers = Packers { compression: repack.compression, idle: Arc::default() };
-    let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    // More than there are processors: those that are done wait for their turn while the next are compressed.
+    let workers = 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let mut packed = ReceiverStream::new(groups).map(|group| packers.pack(group)).buffered(workers);
     while let Some(group) = packed.next().await {
         let bytes = assembler.push(group.map_err(|_| RepackError::Stopped)??)?;

@@ -129,7 +129,7 @@ mod tests {
             entries.push(file(&n.to_string(), at..at + size));
             at += size.next_multiple_of(512);
         }
-        let bytes = (0..at + 1024).map(|n| (n * n >> 9) as u8).collect();
+        let bytes = (0..at + 1024).map(|n| ((n * n) >> 9) as u8).collect();
         (bytes, entries)
     }
 

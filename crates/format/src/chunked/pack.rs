@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 /// How layers are repacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// zstd:chunked, at this level.
+    /// zstd:chunked, at this level, 1 to 19; small frames at a higher one.
     Zstd(i32),
     /// gzip members, at this level.
     Gzip(u32),
@@ -45,8 +45,27 @@ pub(super) struct FramedPiece {
 pub struct Packer(Inner);
 
 enum Inner {
-    Zstd(zstd::bulk::Compressor<'static>),
+    Zstd(Compressors),
     Gzip(u32),
+}
+
+/// Frames of small files compress worst, for want of history, and are a small part of all bytes: they get levels that
+/// would take too long for the others.
+struct Compressors {
+    small: zstd::bulk::Compressor<'static>,
+    large: zstd::bulk::Compressor<'static>,
+}
+
+/// Bytes of frames that count as small: from 128 KiB down zstd has parameters of its own.
+const SMALL: usize = 128 << 10;
+/// Levels that small frames get on top.
+const SMALL_LEVELS: i32 = 2;
+
+impl Compressors {
+    fn compress(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let compressor = if bytes.len() <= SMALL { &mut self.small } else { &mut self.large };
+        compressor.compress(bytes)
+    }
 }
 
 impl Packer {
@@ -58,8 +77,11 @@ impl Packer {
         Ok(Self(match compression {
             Compression::Gzip(level) => Inner::Gzip(level),
             Compression::Zstd(level) => {
-                let compressor = zstd::bulk::Compressor::new(level);
-                Inner::Zstd(compressor.map_err(|source| ChunkedError::Compress { offset: 0, source })?)
+                let compressor = |level| {
+                    let compressor = zstd::bulk::Compressor::new(level);
+                    compressor.map_err(|source| ChunkedError::Compress { offset: 0, source })
+                };
+                Inner::Zstd(Compressors { small: compressor(level + SMALL_LEVELS)?, large: compressor(level)? })
             }
         }))
     }
@@ -74,7 +96,7 @@ impl Packer {
         let device_len = group.bytes.len() as u32;
         let packed = match &mut self.0 {
             _ if group.bytes.is_empty() => Ok((Vec::new(), Vec::new())),
-            Inner::Zstd(compressor) => frames(compressor, &group),
+            Inner::Zstd(compressors) => frames(compressors, &group),
             Inner::Gzip(level) => member(*level, &group.bytes).map(|bytes| (bytes, Vec::new())),
         };
         let (bytes, frames) = packed.map_err(|source| ChunkedError::Compress { offset, source })?;
@@ -86,16 +108,16 @@ impl Packer {
 }
 
 /// A frame for every piece and what follows it up to the next, and one for what is before the first.
-fn frames(compressor: &mut zstd::bulk::Compressor<'_>, group: &Group) -> io::Result<(Vec<u8>, Vec<FramedPiece>)> {
+fn frames(compressors: &mut Compressors, group: &Group) -> io::Result<(Vec<u8>, Vec<FramedPiece>)> {
     let (mut bytes, mut frames) = (Vec::new(), Vec::with_capacity(group.pieces.len()));
     let head = group.pieces.first().map_or(group.bytes.len(), |piece| piece.range.start);
     if head > 0 {
-        bytes = compressor.compress(&group.bytes[..head])?;
+        bytes = compressors.compress(&group.bytes[..head])?;
     }
     for (n, piece) in group.pieces.iter().enumerate() {
         let next = group.pieces.get(n + 1).map_or(group.bytes.len(), |next| next.range.start);
         let start = bytes.len();
-        bytes.extend_from_slice(&compressor.compress(&group.bytes[piece.range.start..next])?);
+        bytes.extend_from_slice(&compressors.compress(&group.bytes[piece.range.start..next])?);
         let digest = Digest::of(&group.bytes[piece.range.clone()]);
         frames.push(FramedPiece { piece: piece.clone(), start, end: bytes.len(), digest });
     }
