@@ -89,12 +89,11 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Whether the layer must be read, and if so, how it is to be repacked.
-    fn missing(&self, plan: &Plan, digest: &Digest) -> Option<Option<Repack>> {
-        let wanted = plan.editions.iter().find_map(|edition| edition.repacked);
-        let repack = wanted.filter(|_| !self.repacked.contains_key(digest));
-        let repack = repack.map(|compression| Repack { to: plan.to.clone(), compression });
-        (repack.is_some() || !self.indexed.contains_key(digest)).then_some(repack)
+    /// Whether the layer must be read, and if so, whether it is to be repacked.
+    fn missing(&self, plan: &Plan, digest: &Digest) -> Option<bool> {
+        let wanted = plan.editions.iter().any(|edition| edition.repacked.is_some());
+        let repack = wanted && !self.repacked.contains_key(digest);
+        (repack || !self.indexed.contains_key(digest)).then_some(repack)
     }
 }
 
@@ -102,8 +101,11 @@ impl Layers {
 async fn describe_layers(plan: &Plan, args: &ConvertArgs, progress: &Progress, layers: &mut Layers) -> Result<()> {
     let jobs =
         args.jobs.map_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get), usize::from);
+    let compression = plan.editions.iter().find_map(|edition| edition.repacked);
+    let repacking = compression.map(|compression| Repack::new(plan.to.clone(), compression));
     let wanted = plan.layers.iter().filter_map(|(digest, input)| Some((digest, input, layers.missing(plan, digest)?)));
     let mut done = futures::stream::iter(wanted.collect::<Vec<_>>())
+        .map(|(digest, input, repack)| (digest, input, repacking.clone().filter(|_| repack)))
         .map(|(digest, input, repack)| async move {
             let task = progress.task(&short(*digest), input.blob.size());
             let layer = layer::describe(input.clone(), args.span_size, repack, &task).await?;

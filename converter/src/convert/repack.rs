@@ -9,20 +9,32 @@ use clipper_registry::{BlobUpload, RegistryError, Repository};
 use futures::StreamExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Groups that may wait to be compressed; each has at most a span size.
+/// Groups of a layer that may wait to be compressed; each has at most a span size.
 const QUEUE: usize = 2;
+/// Groups of a layer that are compressed, or wait for one before them, at once.
+const IN_FLIGHT: usize = 6;
 
-/// Where repacked layers go, and how they are compressed.
+/// Where repacked layers go, and how they are compressed. Layers that are worked on side by side share one, and so the
+/// processors.
 #[derive(Clone)]
 pub struct Repack {
-    /// The repository that they are pushed to.
-    pub to: Repository,
-    /// How they are compressed.
-    pub compression: Compression,
+    to: Repository,
+    packers: Arc<Packers>,
+}
+
+impl Repack {
+    /// Pushes layers to `to`, compressed so.
+    pub fn new(to: Repository, compression: Compression) -> Self {
+        // More than there are processors: those that are done wait for their turn while the next are compressed.
+        let workers = 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let packers = Packers { compression, idle: Mutex::default(), free: Arc::new(Semaphore::new(workers)) };
+        Self { to, packers: Arc::new(packers) }
+    }
 }
 
 /// A repacked layer in its repository.
@@ -66,13 +78,11 @@ pub fn start(repack: Repack, span_size: u32) -> (Packing, JoinHandle<Result<Pack
 
 async fn run(repack: Repack, groups: Receiver<Group>) -> Result<Packed, RepackError> {
     let mut upload = repack.to.upload().await?;
-    let mut assembler = Assembler::new(repack.compression);
-    let packers = Packers { compression: repack.compression, idle: Arc::default() };
-    // More than there are processors: those that are done wait for their turn while the next are compressed.
-    let workers = 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let mut packed = ReceiverStream::new(groups).map(|group| packers.pack(group)).buffered(workers);
+    let mut assembler = Assembler::new(repack.packers.compression);
+    let mut packed =
+        ReceiverStream::new(groups).map(|group| pack(Arc::clone(&repack.packers), group)).buffered(IN_FLIGHT);
     while let Some(group) = packed.next().await {
-        let bytes = assembler.push(group.map_err(|_| RepackError::Stopped)??)?;
+        let bytes = assembler.push(group?)?;
         upload.write(bytes.into()).await?;
     }
     let mut assembled = assembler.finish()?;
@@ -80,23 +90,26 @@ async fn run(repack: Repack, groups: Receiver<Group>) -> Result<Packed, RepackEr
     Ok(Packed { upload, assembled })
 }
 
-/// Compressors that have nothing to do.
+/// The compressors of all layers.
 struct Packers {
     compression: Compression,
-    idle: Arc<Mutex<Vec<Packer>>>,
+    /// Those that have nothing to do.
+    idle: Mutex<Vec<Packer>>,
+    /// How many groups may still be compressed at once.
+    free: Arc<Semaphore>,
 }
 
-impl Packers {
-    fn pack(&self, group: Group) -> JoinHandle<Result<PackedGroup, ChunkedError>> {
-        let (compression, idle) = (self.compression, Arc::clone(&self.idle));
-        tokio::task::spawn_blocking(move || {
-            let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut packer = kept.map_or_else(|| Packer::new(compression), Ok)?;
-            let packed = packer.pack(group)?;
-            idle.lock().unwrap_or_else(PoisonError::into_inner).push(packer);
-            Ok(packed)
-        })
-    }
+async fn pack(packers: Arc<Packers>, group: Group) -> Result<PackedGroup, RepackError> {
+    let permit = Arc::clone(&packers.free).acquire_owned().await.map_err(|_| RepackError::Stopped)?;
+    let packed = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        let kept = packers.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut packer = kept.map_or_else(|| Packer::new(packers.compression), Ok)?;
+        let packed = packer.pack(group)?;
+        packers.idle.lock().unwrap_or_else(PoisonError::into_inner).push(packer);
+        Ok::<_, ChunkedError>(packed)
+    });
+    Ok(packed.await.map_err(|_| RepackError::Stopped)??)
 }
 
 impl Packed {

@@ -79,8 +79,12 @@ impl Container {
             labels: HashMap::from([(LABEL_TRACE.to_owned(), trace.display().to_string())]),
         };
         let mut snapshots = SnapshotsClient::new(self.channel.clone());
-        let answer =
-            snapshots.prepare(self.request(request)?).await.map_err(|s| explain("preparing a snapshot", &s))?;
+        // Under the lease: until a container names it, containerd would take the snapshot for garbage.
+        let mut request = self.request(request)?;
+        request
+            .metadata_mut()
+            .insert("containerd-lease", self.id.parse().context("the container's id isn't plain ASCII")?);
+        let answer = snapshots.prepare(request).await.map_err(|s| explain("preparing a snapshot", &s))?;
         self.mounts = answer.into_inner().mounts;
         self.state = State::Prepared;
 
