@@ -74,13 +74,21 @@ fn sooner(own: &Measurement, system: System) -> String {
 
 /// The section of README.md.
 pub fn readme(all: &Measured) -> String {
-    let names: Vec<String> = all.all().map(|(one, _)| format!("{} ({})", one.name, one.what)).collect();
-    let mut text = format!(
-        "Real images, started cold over a slow link until they answer: {}. Medians; \
-         [all results, and how they were measured](benches/RESULTS.md); `make bench` measures anew.\n\n\
+    let mut text = String::from("Real images, started cold until they answer; medians of runs in turns:\n\n");
+    for (application, own) in all.all() {
+        let (megabits, delay) = own.link;
+        text += &format!(
+            "- {}: {}; {megabits} Mbit/s and {delay} ms each way, {} runs, {}\n",
+            application.name,
+            application.what,
+            own.rounds(),
+            own.circumstances
+        );
+    }
+    text.push_str(
+        "\n[All results, and how they were measured](benches/RESULTS.md); `make bench` measures anew.\n\n\
          ![Seconds from pull to ready](benches/cold-start.svg)\n\n\
          | seconds from pull to ready | compressed, MB |",
-        names.join(", ")
     );
     for system in System::ALL {
         text += &format!(" {} |", system.name());
