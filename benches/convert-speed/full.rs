@@ -51,13 +51,10 @@ pub fn table(all: &[Full]) -> String {
     for one in all {
         let [repacked, base] = one.described;
         text += &format!(
-            "| {} | {:.1} | {} | {} | {} | {} | {:.1} | {:.1} % | {:.2} % | {:.2} % |\n",
+            "| {} | {:.1} | {} | {:.1} | {:.1} % | {:.2} % | {:.2} % |\n",
             one.name,
             one.size as f64 / 1e6,
-            one.race.yardstick.text(2),
-            one.race.convert.text(2),
-            one.race.ratio.text(2),
-            one.race.memory.text(0),
+            one.race.columns(),
             one.repacked as f64 / 1e6,
             one.repacked_percent(),
             repacked * 100.0 / one.repacked.max(1) as f64,

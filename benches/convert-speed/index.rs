@@ -43,13 +43,10 @@ pub fn table(all: &[Index]) -> String {
     );
     for one in all {
         text += &format!(
-            "| {} | {:.1} | {} | {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.2} % |\n",
+            "| {} | {:.1} | {} | {:.0} | {:.0} | {:.0} | {:.2} % |\n",
             one.name,
             one.size as f64 / 1e6,
-            one.race.yardstick.text(2),
-            one.race.convert.text(2),
-            one.race.ratio.text(2),
-            one.race.memory.text(0),
+            one.race.columns(),
             one.hot / 1e3,
             one.index / 1e3,
             one.checkpoints / 1e3,

@@ -46,6 +46,14 @@ impl Race {
     }
 }
 
+impl Race {
+    /// Times, their ratio and the memory, as columns of a table.
+    pub fn columns(&self) -> String {
+        let Self { yardstick, convert, ratio, memory, .. } = self;
+        [yardstick.text(2), convert.text(2), ratio.text(2), memory.text(0)].join(" | ")
+    }
+}
+
 fn yardstick(subject: &Subject, script: &str) -> Result<f64> {
     let begun = Instant::now();
     for blob in &subject.blobs {

@@ -2,7 +2,6 @@
 //! must decode, alone, to the bytes that the indexer saw.
 #![no_main]
 use clipper_format::gzip::{IndexOptions, IndexedSpan, Indexer, SpanDecoder};
-use clipper_format::span::Span;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -17,14 +16,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let _ = indexer.finish(&mut spans);
     for indexed in &spans {
-        let span = Span {
-            device_offset: indexed.device_offset,
-            device_len: indexed.bytes.len() as u32,
-            source_offset: indexed.source_offset,
-            source_len: indexed.source_len,
-            start: indexed.start,
-            blake3: [0; 32],
-        };
+        let span = indexed.to_span();
         let from = span.source_offset as usize;
         let Some(source) = data.get(from..from + span.source_len as usize) else { panic!("span outside its source") };
         let mut out = vec![0; indexed.bytes.len()];

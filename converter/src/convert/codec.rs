@@ -14,12 +14,10 @@ pub enum Codec {
     Zstd(Box<zstd::Indexer>),
     Stored(StoredIndexer),
     OneFrame(Box<OneFrame>),
-    /// A decoder that couldn't be made.
-    Failed(Option<io::Error>),
 }
 
 /// Chooses a codec by a layer's first bytes.
-pub type Begin = fn(&[u8], u32) -> Codec;
+pub type Begin = fn(&[u8], u32) -> io::Result<Codec>;
 
 /// Why a codec failed.
 pub enum CodecError {
@@ -48,23 +46,26 @@ pub const MAGIC: usize = 4;
 
 impl Codec {
     /// The codec of a layer that begins with `head`.
-    pub fn of(head: &[u8], span_size: u32) -> Self {
+    ///
+    /// # Errors
+    /// None.
+    pub fn of(head: &[u8], span_size: u32) -> io::Result<Self> {
         let options = IndexOptions { span_size };
-        match head {
+        Ok(match head {
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 Self::Zstd(Box::new(zstd::Indexer::new(options)))
             }
             [0x1f, 0x8b, ..] => Self::Gzip(Box::new(gzip::Indexer::new(options))),
             _ => Self::Stored(StoredIndexer::new(options)),
-        }
+        })
     }
 
     /// The codec of a layer that is known to be one large zstd frame: its spans can't be decoded alone.
-    pub fn one_frame(_: &[u8], span_size: u32) -> Self {
-        match OneFrame::new(span_size) {
-            Ok(decoder) => Self::OneFrame(Box::new(decoder)),
-            Err(error) => Self::Failed(Some(error)),
-        }
+    ///
+    /// # Errors
+    /// No memory for a decoder.
+    pub fn one_frame(_: &[u8], span_size: u32) -> io::Result<Self> {
+        Ok(Self::OneFrame(Box::new(OneFrame::new(span_size)?)))
     }
 
     /// Takes the next bytes of the blob; appends complete spans.
@@ -73,7 +74,6 @@ impl Codec {
             Self::Gzip(indexer) => indexer.push(input, spans).map_err(CodecError::Gzip),
             Self::Zstd(indexer) => indexer.push(input, spans).map_err(CodecError::Zstd),
             Self::OneFrame(decoder) => decoder.push(input, spans).map_err(CodecError::Frame),
-            Self::Failed(error) => error.take().map_or(Ok(()), |error| Err(CodecError::Frame(error))),
             Self::Stored(indexer) => {
                 indexer.push(input, spans);
                 Ok(())
@@ -87,7 +87,6 @@ impl Codec {
             Self::Gzip(indexer) => indexer.finish(spans).map_err(CodecError::Gzip),
             Self::Zstd(indexer) => indexer.finish(spans).map_err(CodecError::Zstd),
             Self::OneFrame(decoder) => decoder.finish(spans).map_err(CodecError::Frame),
-            Self::Failed(error) => error.take().map_or(Ok(()), |error| Err(CodecError::Frame(error))),
             Self::Stored(indexer) => {
                 indexer.finish(spans);
                 Ok(())
@@ -95,6 +94,9 @@ impl Codec {
         }
     }
 }
+
+/// Bytes that a decoder gets at once: a hostile block makes 128 KiB of four bytes, and all that comes out is held.
+const PART: usize = 256;
 
 /// A layer in one large zstd frame, decoded without a way to begin anywhere else than at its start. Where its pieces
 /// come from isn't known; only their bytes count.
@@ -112,8 +114,7 @@ impl OneFrame {
     }
 
     fn push(&mut self, input: &[u8], spans: &mut Vec<IndexedSpan>) -> io::Result<()> {
-        // In parts, since what comes out may be thousands of times as long.
-        for part in input.chunks(4 << 10) {
+        for part in input.chunks(PART) {
             self.decoder.write_all(part)?;
             while self.decoder.get_ref().len() >= self.piece {
                 self.take(self.piece, spans);

@@ -94,14 +94,7 @@ impl Describing {
     }
 
     fn span(&mut self, span: IndexedSpan) {
-        self.spans.push(Span {
-            device_offset: span.device_offset,
-            device_len: span.bytes.len() as u32,
-            source_offset: span.source_offset,
-            source_len: span.source_len,
-            start: span.start,
-            blake3: *blake3::hash(&span.bytes).as_bytes(),
-        });
+        self.spans.push(span.to_span());
         if let Some(checkpoint) = span.checkpoint {
             self.group.push(checkpoint);
             if self.group.len() == CHECKPOINTS_PER_GROUP {

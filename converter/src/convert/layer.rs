@@ -1,4 +1,5 @@
 //! Indexing one layer: a pipeline from the blob's bytes to its tree, spans and checkpoints, and to a repacked layer.
+use super::again::again;
 use super::codec::{Begin, Codec, CodecError, MAGIC};
 use super::describing::{Described, Describing};
 use super::repack::{self, Repack, RepackError, RepackedLayer};
@@ -36,6 +37,7 @@ pub struct IndexedLayer {
 }
 
 /// What came of a layer.
+#[derive(Default)]
 pub struct DescribedLayer {
     /// Its index; `None` if it is one zstd frame, which can be repacked but not indexed.
     pub index: Option<IndexedLayer>,
@@ -113,10 +115,6 @@ pub enum Piece {
 /// Pieces that may wait between two stages; spans are at most a span size each, so this bounds memory.
 const QUEUE: usize = 6;
 
-/// Attempts at a layer whose upload the registry loses, and the pause before the second, which grows.
-const ATTEMPTS: u32 = 4;
-const PAUSE: Duration = Duration::from_millis(500);
-
 /// Indexes a layer as its bytes arrive. Three stages run side by side: the network; inflating, which also chooses
 /// spans and checkpoints; and hashing, which also walks the tar. With `repack`, groups of device bytes go on from there
 /// to be compressed and pushed.
@@ -126,22 +124,25 @@ pub async fn describe(
     repack: Option<Repack>,
     task: &Task,
 ) -> Result<DescribedLayer, LayerError> {
-    let (mut one_frame, mut attempts) = (false, 1);
-    loop {
-        match attempt(&input, span_size, repack.clone(), one_frame, task).await {
-            Err(LayerError::ZstdFrame { .. }) if repack.is_some() && !one_frame => one_frame = true,
-            // Nothing is kept of what is pushed: where the registry has lost it, it must be made again.
-            Err(LayerError::Repack(layer, RepackError::Registry(error)))
-                if error.is_transient() && attempts < ATTEMPTS =>
-            {
-                tracing::warn!(%layer, %error, "repacking the layer once more");
-                attempts += 1;
-                tokio::time::sleep(PAUSE * attempts).await;
-            }
-            result => return result,
-        }
+    let mut one_frame = false;
+    let work = async || {
+        // What an earlier attempt has read counts no more.
         task.reached(0);
-    }
+        match attempt(&input, span_size, repack.clone(), one_frame, task).await {
+            Err(LayerError::ZstdFrame { .. }) if repack.is_some() && !one_frame => {
+                one_frame = true;
+                task.reached(0);
+                attempt(&input, span_size, repack.clone(), one_frame, task).await
+            }
+            result => result,
+        }
+    };
+    let lost = |error: &LayerError| {
+        let LayerError::Repack(layer, RepackError::Registry(error)) = error else { return false };
+        tracing::warn!(%layer, %error, "repacking the layer");
+        error.is_transient()
+    };
+    again(work, lost).await
 }
 
 async fn attempt(
@@ -251,7 +252,10 @@ fn inflate(
             }
             input = Bytes::from(std::mem::take(&mut head));
         }
-        let codec = codec.get_or_insert_with(|| begin(&input, span_size));
+        let codec = match &mut codec {
+            Some(codec) => codec,
+            None => codec.insert(begin(&input, span_size).map_err(|error| LayerError::Frame(digest, error))?),
+        };
         if outcome.is_ok() {
             outcome = codec.push(&input, &mut spans);
         }

@@ -1,4 +1,5 @@
 //! `clipper convert`: from an ordinary image to an accelerated one.
+mod again;
 mod artifact;
 mod codec;
 mod describing;
@@ -18,7 +19,7 @@ use clipper_format::Digest;
 use clipper_format::index::{BlobRef, Hot, Index};
 use edition::EditionLayer;
 use futures::{StreamExt, TryStreamExt};
-use layer::IndexedLayer;
+use layer::{DescribedLayer, IndexedLayer, LayerError};
 use plan::{Plan, PlannedImage};
 use publish::Published;
 use repack::{Repack, RepackedLayer};
@@ -91,8 +92,7 @@ pub struct Layers {
 impl Layers {
     /// Whether the layer must be read, and if so, whether it is to be repacked.
     fn missing(&self, plan: &Plan, digest: &Digest) -> Option<bool> {
-        let wanted = plan.editions.iter().any(|edition| edition.repacked.is_some());
-        let repack = wanted && !self.repacked.contains_key(digest);
+        let repack = plan.repacked().is_some() && !self.repacked.contains_key(digest);
         (repack || !self.indexed.contains_key(digest)).then_some(repack)
     }
 }
@@ -101,14 +101,18 @@ impl Layers {
 async fn describe_layers(plan: &Plan, args: &ConvertArgs, progress: &Progress, layers: &mut Layers) -> Result<()> {
     let jobs =
         args.jobs.map_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get), usize::from);
-    let compression = plan.editions.iter().find_map(|edition| edition.repacked);
-    let repacking = compression.map(|compression| Repack::new(plan.to.clone(), compression));
+    let repacking = plan.repacked().map(|compression| Repack::new(plan.to.clone(), compression));
     let wanted = plan.layers.iter().filter_map(|(digest, input)| Some((digest, input, layers.missing(plan, digest)?)));
     let mut done = futures::stream::iter(wanted.collect::<Vec<_>>())
-        .map(|(digest, input, repack)| (digest, input, repacking.clone().filter(|_| repack)))
-        .map(|(digest, input, repack)| async move {
+        .map(|(digest, input, repack)| (digest, input, repacking.as_ref(), repack))
+        .map(|(digest, input, repacking, repack)| async move {
             let task = progress.task(&short(*digest), input.blob.size());
-            let layer = layer::describe(input.clone(), args.span_size, repack, &task).await?;
+            let repack = repacking.filter(|_| repack).cloned();
+            let layer = match layer::describe(input.clone(), args.span_size, repack, &task).await {
+                // It was repacked by an earlier conversion, which is all that can be done with it.
+                Err(LayerError::ZstdFrame { .. }) if repacking.is_some() => DescribedLayer::default(),
+                layer => layer?,
+            };
             if let Some(index) = &layer.index {
                 task.done(&indexed(index, layer.repacked.as_ref()));
             } else if let Some(repacked) = &layer.repacked {

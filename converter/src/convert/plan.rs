@@ -4,6 +4,7 @@ use super::layer::LayerInput;
 use crate::cli::ConvertArgs;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
+use clipper_format::chunked::Compression;
 use clipper_format::index::{BlobRef, MEDIA_TYPE_INDEX_ARTIFACT};
 use clipper_registry::image::{ImageSet, PlatformImage};
 use clipper_registry::{Client, PlatformName, Reference, Repository};
@@ -65,6 +66,11 @@ impl PlannedImage {
 }
 
 impl Plan {
+    /// How layers are to be repacked, if at all.
+    pub fn repacked(&self) -> Option<Compression> {
+        self.editions.iter().find_map(|edition| edition.repacked)
+    }
+
     /// Reads the manifests and configs of the source.
     pub async fn make(client: &Client, args: &ConvertArgs) -> Result<Self> {
         let source = args.source.clone();

@@ -117,7 +117,7 @@ struct Described {
 
 /// The layers of an image that was repacked as is wanted now, by their digests.
 fn repacked_layers(plan: &Plan, manifest: &ImageManifest) -> BTreeMap<Digest, Described> {
-    let wanted = plan.editions.iter().find_map(|edition| edition.repacked).map(edition::name);
+    let wanted = plan.repacked().map(edition::name);
     let made = manifest.annotations().as_ref().and_then(|annotations| annotations.get(ANNOTATION_COMPRESSION));
     if made.is_none() || wanted.as_ref() != made {
         return BTreeMap::new();

@@ -1,4 +1,5 @@
-//! Clipper's formats, bytes ⇄ types: digests, trees (EROFS), spans, checkpoints, the index blob. No I/O.
+//! Clipper's formats, bytes ⇄ types: digests, trees (EROFS), spans, checkpoints, repacked layers, the index blob. No
+//! I/O.
 #![forbid(unsafe_code)]
 
 pub mod chunked;

@@ -4,7 +4,7 @@ use clipper_format::{
     Digest,
     gzip::{self, CHECKPOINTS_PER_GROUP, IndexOptions, IndexedSpan},
     index::{ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, Index, LayerIndex, PackedTree},
-    span::{Span, SpanTable},
+    span::SpanTable,
     tar::{LayerWalker, Limits},
 };
 use clipper_tests::tarball::{Entry, TarWriter};
@@ -173,21 +173,10 @@ fn index_layer(tar: &[u8], checkpoints: &mut Vec<u8>) -> (Vec<u8>, LayerIndex) {
         diff_id: Digest::of(tar),
         source_size: packed.len() as u64,
         tree: PackedTree::pack(&walker.finish().unwrap()).unwrap(),
-        spans: SpanTable::new(spans.into_iter().map(span).collect(), packed.len() as u64).unwrap(),
+        spans: SpanTable::new(spans.iter().map(IndexedSpan::to_span).collect(), packed.len() as u64).unwrap(),
         checkpoint_groups: groups,
     };
     (packed, layer)
-}
-
-fn span(span: IndexedSpan) -> Span {
-    Span {
-        device_offset: span.device_offset,
-        device_len: span.bytes.len() as u32,
-        source_offset: span.source_offset,
-        source_len: span.source_len,
-        start: span.start,
-        blake3: *blake3::hash(&span.bytes).as_bytes(),
-    }
 }
 
 /// Bytes that don't compress, the same for the same seed.

@@ -225,6 +225,8 @@ fn a_layer_in_one_large_zstd_frame_is_repacked() {
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success() && said.contains("1_containerd_accelerated is not published"), "{said}");
     assert_eq!(world().registry.tags("full/one-frame").unwrap(), ["1", "1_accelerated"]);
+    let (_, again) = convert_with(&base, &["--mode", "full"]).unwrap();
+    assert_eq!(again["layers"][0]["reused"], true, "{again}");
     clipper_ok(&["check", "--base", &base, &format!("{base}_accelerated")]).unwrap();
 }
 
@@ -249,6 +251,23 @@ fn an_upload_that_the_registry_loses_is_made_again() {
     clipper_ok(&["convert", "--mode", "full", &by_proxy]).unwrap();
     assert_eq!(proxy.pending(), 0, "the fault happened");
     clipper_ok(&["check", "--base", &base, &format!("{base}_accelerated")]).unwrap();
+}
+
+#[test]
+fn a_hot_blob_that_the_registry_loses_is_made_again() {
+    let proxy = Proxy::start(world().registry.address(), std::time::Duration::ZERO).unwrap();
+    let base = push_layer("full/lost-hot:1", "gzip", &[(b"large", noise(9, 20 << 20))]);
+    proxy.rule("PATCH /v2/full/lost-hot/blobs/uploads/", Fault::CutRequest(3 << 20), Some(1));
+    let scratch = Scratch::new("list").unwrap();
+    fs::write(scratch.join("list"), "/large\n").unwrap();
+    let list = scratch.join("list").display().to_string();
+    let args = ["--prefetch-list", &list, "--hot-limit", "100%"];
+    let (_, report) = convert_with(&proxy.by_way(&base), &args).unwrap();
+    assert_eq!(proxy.pending(), 0, "the fault happened");
+    assert!(report["images"][0]["hot"]["size"].as_u64().unwrap() > 19 << 20, "{report}");
+    let inspected = clipper_ok(&["inspect", "--json", &format!("{base}_accelerated")]).unwrap();
+    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(inspected[0]["hot"]["digest"], report["images"][0]["hot"]["digest"]);
 }
 
 #[test]

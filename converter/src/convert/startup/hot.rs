@@ -40,8 +40,8 @@ pub struct HotBlob {
 ///
 /// # Errors
 /// A layer can't be read again, or the blob can't be pushed.
-pub async fn pack(input: HotInput<'_>, to: &Repository) -> Result<HotBlob> {
-    let frames = frames(pieces(&input), &input);
+pub async fn pack(input: &HotInput<'_>, to: &Repository) -> Result<HotBlob> {
+    let frames = frames(pieces(input), input);
     // Who needs a span: frame and piece. Spans are read in the order in which frames need them first.
     let mut users: BTreeMap<(u32, usize), Vec<(usize, usize)>> = BTreeMap::new();
     let mut order = Vec::new();

@@ -6,6 +6,7 @@ mod hot;
 mod list;
 mod reader;
 
+use super::again::again;
 use super::edition::EditionLayer;
 use super::plan::{Plan, PlannedImage};
 use crate::cli::{ConvertArgs, HotLimit};
@@ -13,6 +14,7 @@ use crate::report::Progress;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
 use clipper_format::trace::{TRACE_MAX, Touch, parse_trace};
+use clipper_registry::RegistryError;
 use files::{ImageFiles, LayerBytes};
 use guess::{Expected, guess};
 pub use hot::HotBlob;
@@ -161,7 +163,9 @@ async fn hot_blob(
     let place = |digest: &Digest| image.layers.iter().position(|layer| layer.digest == *digest);
     let layers: Vec<_> = distinct.iter().filter_map(place).map(|layer| layers[layer].clone()).collect();
     let limit = limit.bytes(image.layers.iter().map(|layer| layer.size).sum());
-    let hot = hot::pack(HotInput { layers: &layers, ranges, limit }, &plan.to).await?;
+    let input = HotInput { layers: &layers, ranges, limit };
+    let lost = |error: &anyhow::Error| error.downcast_ref::<RegistryError>().is_some_and(RegistryError::is_transient);
+    let hot = again(async || hot::pack(&input, &plan.to).await, lost).await?;
     if hot.cut {
         progress.warn(&format!(
             "the start-up's data don't fit --hot-limit ({limit} bytes): what comes last is left to prefetching on demand"

@@ -86,16 +86,10 @@ impl Layer {
 
     fn indexed(device: Vec<u8>, blob: Vec<u8>, indexed: Vec<IndexedSpan>) -> Self {
         let mut points: Vec<Checkpoint> = Vec::new();
-        let span = |span: IndexedSpan| {
-            points.extend(span.checkpoint);
-            Span {
-                device_offset: span.device_offset,
-                device_len: span.bytes.len() as u32,
-                source_offset: span.source_offset,
-                source_len: span.source_len,
-                start: span.start,
-                blake3: *blake3::hash(&span.bytes).as_bytes(),
-            }
+        let span = |indexed: IndexedSpan| {
+            let span = indexed.to_span();
+            points.extend(indexed.checkpoint);
+            span
         };
         let spans = indexed.into_iter().map(span).collect();
         let spans = SpanTable::new(spans, blob.len() as u64).unwrap();

@@ -22,7 +22,8 @@ pub struct Assembler {
     offset: u64,
     device_offset: u64,
     spans: Vec<Span>,
-    toc: Result<Toc, NoToc>,
+    /// The table of contents; gzip layers have none.
+    toc: Option<Result<Toc, NoToc>>,
     /// Entries that the table doesn't have yet: the file whose data are passing, and what comes after it.
     waiting: VecDeque<Listed>,
     file: Option<OpenFile>,
@@ -59,7 +60,7 @@ impl Assembler {
             offset: 0,
             device_offset: 0,
             spans: Vec::new(),
-            toc: Toc::new(),
+            toc: matches!(compression, Compression::Zstd(_)).then(Toc::new),
             waiting: VecDeque::new(),
             file: None,
         }
@@ -84,7 +85,7 @@ impl Assembler {
             let (source_offset, source_len) = (self.offset, bytes.len() as u32);
             self.spans.push(Span { device_offset, device_len, source_offset, source_len, start, blake3 });
         }
-        if matches!(self.compression, Compression::Zstd(_)) {
+        if self.toc.is_some() {
             self.waiting.extend(group.entries);
             self.enter_group(&frames, &group.bytes).ok_or(ChunkedError::Order(device_offset))?;
         }
@@ -135,10 +136,10 @@ impl Assembler {
     }
 
     fn enter(&mut self, entry: &Listed, digest: Option<Digest>, chunks: &[Chunk]) {
-        if let Ok(toc) = &mut self.toc
+        if let Some(Ok(toc)) = &mut self.toc
             && let Err(why) = toc.push(entry, digest, chunks)
         {
-            self.toc = Err(why);
+            self.toc = Some(Err(why));
         }
     }
 
@@ -147,15 +148,14 @@ impl Assembler {
     /// # Errors
     /// If a file's data are missing.
     pub fn finish(self) -> Result<Assembled, ChunkedError> {
-        let zstd = matches!(self.compression, Compression::Zstd(_));
-        if zstd && (self.file.is_some() || !self.waiting.is_empty()) {
+        if self.file.is_some() || !self.waiting.is_empty() {
             return Err(ChunkedError::Order(self.device_offset));
         }
         let (mut tail, mut annotations, mut no_toc) = (Vec::new(), Vec::new(), None);
-        match self.toc.and_then(Toc::finish) {
-            _ if !zstd => {}
-            Err(why) => no_toc = Some(why.to_string()),
-            Ok(toc) => (tail, annotations) = ending(&toc, self.offset),
+        match self.toc.map(|toc| toc.and_then(Toc::finish)) {
+            None => {}
+            Some(Err(why)) => no_toc = Some(why.to_string()),
+            Some(Ok(toc)) => (tail, annotations) = ending(&toc, self.offset),
         }
         let size = self.offset + tail.len() as u64;
         Ok(Assembled { tail, size, spans: self.spans, annotations, no_toc })

@@ -5,7 +5,7 @@ use super::{
     cut::{GRID, Mark, Trail},
     member::{Members, Pause},
 };
-use crate::span::Start;
+use crate::span::{Span, Start};
 
 /// Most source bytes that a span may need. Real spans need about as many as they have device bytes; only a stream full
 /// of empty blocks or members needs more.
@@ -33,6 +33,20 @@ pub struct IndexedSpan {
     pub checkpoint: Option<Checkpoint>,
     /// The span's device bytes; never empty.
     pub bytes: Vec<u8>,
+}
+
+impl IndexedSpan {
+    /// The span as a table has it, with the digest of its bytes.
+    pub fn to_span(&self) -> Span {
+        Span {
+            device_offset: self.device_offset,
+            device_len: self.bytes.len() as u32,
+            source_offset: self.source_offset,
+            source_len: self.source_len,
+            start: self.start,
+            blake3: *blake3::hash(&self.bytes).as_bytes(),
+        }
+    }
 }
 
 /// History kept before the span at hand: a window before the symbol that straddles the span's start, in whole blocks.

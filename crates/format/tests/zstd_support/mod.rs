@@ -111,17 +111,7 @@ pub fn index(layer: &[u8], span_size: u32, piece: usize) -> Result<Vec<IndexedSp
 
 /// The spans as a table has them.
 pub fn table(indexed: &[IndexedSpan]) -> Vec<Span> {
-    indexed
-        .iter()
-        .map(|span| Span {
-            device_offset: span.device_offset,
-            device_len: span.bytes.len() as u32,
-            source_offset: span.source_offset,
-            source_len: span.source_len,
-            start: span.start,
-            blake3: blake3::hash(&span.bytes).into(),
-        })
-        .collect()
+    indexed.iter().map(IndexedSpan::to_span).collect()
 }
 
 /// The source bytes of a span.

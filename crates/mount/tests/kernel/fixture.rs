@@ -8,7 +8,7 @@ use clipper_format::{
         ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, Index, LayerIndex, MEDIA_TYPE_CHECKPOINTS,
         MEDIA_TYPE_INDEX_ARTIFACT, MEDIA_TYPE_INDEX_LAYER, PackedTree,
     },
-    span::{Span, SpanTable},
+    span::SpanTable,
     stored::StoredIndexer,
     tar::{LayerWalker, Limits},
     zstd,
@@ -187,7 +187,7 @@ fn index_layer(tar: &[u8], packing: Packing, checkpoints: &mut Vec<u8>) -> (Vec<
         checkpoints.extend(gzip::encode_group(group, 3));
         groups.push(start..checkpoints.len() as u64);
     }
-    let spans = spans.into_iter().map(span).collect();
+    let spans = spans.iter().map(IndexedSpan::to_span).collect();
     let layer = LayerIndex {
         digest: Digest::of(&packed),
         diff_id: Digest::of(tar),
@@ -197,17 +197,6 @@ fn index_layer(tar: &[u8], packing: Packing, checkpoints: &mut Vec<u8>) -> (Vec<
         checkpoint_groups: groups,
     };
     (packed, layer)
-}
-
-fn span(span: IndexedSpan) -> Span {
-    Span {
-        device_offset: span.device_offset,
-        device_len: span.bytes.len() as u32,
-        source_offset: span.source_offset,
-        source_len: span.source_len,
-        start: span.start,
-        blake3: *blake3::hash(&span.bytes).as_bytes(),
-    }
 }
 
 /// A store in a directory of its own, and a place to mount on.
