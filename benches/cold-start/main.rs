@@ -5,6 +5,7 @@ mod measured;
 mod report;
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -38,6 +39,9 @@ struct Options {
     /// reads), index (with what the converter guesses), index-recorded (with a trace); full, full-recorded
     #[arg(long, value_delimiter = ',', default_values = System::ALL.map(System::option))]
     systems: Vec<String>,
+    /// Keep the traces of the starts there, as NAME.trace.
+    #[arg(long, value_name = "DIR")]
+    traces: Option<PathBuf>,
     /// Only print; leave benches/RESULTS.md, README.md and the pictures alone.
     #[arg(long)]
     dry: bool,
@@ -85,6 +89,10 @@ fn measure(application: &Application, systems: &[System], options: &Options) -> 
     let scratch = tempfile::tempdir()?;
     let trace = scratch.path().join("trace");
     far.record(application, &image, &trace)?;
+    if let Some(kept) = &options.traces {
+        fs::create_dir_all(kept)?;
+        fs::copy(&trace, kept.join(format!("{}.trace", application.name)))?;
+    }
     for system in systems.iter().filter(|system| **system != System::Index) {
         system.convert(&base, Some(&trace))?;
     }
