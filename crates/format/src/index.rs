@@ -15,7 +15,7 @@ mod unpack;
 mod wire;
 
 pub use packed::{PackError, PackedTree};
-pub use startup::{HOT_FRAME_MAX, Hot, HotFrame, HotFrameError, HotPiece, pack_hot_frame, unpack_hot_frame};
+pub use startup::{HOT_FRAME_MAX, Hot, HotFrame, HotFrameError, HotLevel, HotPiece, pack_hot_frame, unpack_hot_frame};
 
 use crate::Digest;
 use crate::gzip::CHECKPOINTS_PER_GROUP;

@@ -2,15 +2,20 @@
 use super::files::LayerBytes;
 use super::reader::SpanReader;
 use anyhow::{Context, Result, bail};
-use clipper_format::index::{BlobRef, HotFrame, HotPiece, pack_hot_frame};
-use clipper_format::span::BLOCK;
+use clipper_format::index::{BlobRef, HOT_FRAME_MAX, HotFrame, HotLevel, HotPiece, pack_hot_frame};
+use clipper_format::span::{BLOCK, Start};
 use clipper_registry::Repository;
+use futures::stream::try_unfold;
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::pin::pin;
 
 /// Device bytes of a frame: a reader waits for all of one, and small ones compress worse.
 const FRAME: u64 = 256 << 10;
+/// A span is copied, compressed as it is, if so much of it is wanted, in percent: sending a little more costs less than
+/// compressing it anew.
+const COPIED: u64 = 60;
 /// Spans that are fetched at the same time.
 const FETCHES: usize = 8;
 
@@ -20,6 +25,10 @@ pub struct HotInput<'a> {
     pub layers: &'a [SpanReader],
     /// The ranges in the order of first touch; layers are numbers in `layers`.
     pub ranges: Vec<LayerBytes>,
+    /// How hard its frames are compressed.
+    pub level: HotLevel,
+    /// Whether spans may be copied: the layers were repacked, so that a span that begins with a frame is whole frames.
+    pub copies: bool,
     /// Most bytes of the blob; what doesn't fit is left out, from the first frame that doesn't.
     pub limit: u64,
 }
@@ -46,7 +55,8 @@ pub async fn pack(input: &HotInput<'_>, to: &Repository) -> Result<HotBlob> {
     let mut users: BTreeMap<(u32, usize), Vec<(usize, usize)>> = BTreeMap::new();
     let mut order = Vec::new();
     for (f, frame) in frames.iter().enumerate() {
-        for (p, piece) in frame.iter().enumerate() {
+        let Frame::Made(pieces) = frame else { continue };
+        for (p, piece) in pieces.iter().enumerate() {
             for span in input.spans(piece) {
                 let key = (piece.layer, span);
                 users.entry(key).or_insert_with(|| {
@@ -57,50 +67,115 @@ pub async fn pack(input: &HotInput<'_>, to: &Repository) -> Result<HotBlob> {
             }
         }
     }
-    let mut reading = futures::stream::iter(order)
+    let reading = futures::stream::iter(order)
         .map(|(layer, span)| {
             let reader = input.layers[layer as usize].clone();
             async move { anyhow::Ok(((layer, span), reader.span(span).await?)) }
         })
         .buffered(FETCHES);
-
-    let mut hot = HotBlob { blob: None, frames: Vec::new(), device_bytes: 0, cut: false };
-    let (mut upload, mut size) = (None, 0);
-    let pushing = || format!("pushing the hot blob to {to}");
-    let mut parts = Parts::default();
-    for (f, frame) in frames.iter().enumerate() {
-        let mut content = Vec::new();
-        for (p, piece) in frame.iter().enumerate() {
+    let (frames, users) = (&frames, &users);
+    let contents = try_unfold((0, Parts::default(), reading), move |(f, mut parts, mut reading)| async move {
+        let pieces = match frames.get(f) {
+            None => return anyhow::Ok(None),
+            Some(Frame::Copied(piece, span)) => {
+                let reader = input.layers[piece.layer as usize].clone();
+                return Ok(Some((Content::Packed(*piece, *span, reader), (f + 1, parts, reading))));
+            }
+            Some(Frame::Made(pieces)) => pieces,
+        };
+        let mut bytes = Vec::new();
+        for (p, piece) in pieces.iter().enumerate() {
             let range = input.device_range(piece);
             while !parts.complete((f, p), &range) {
                 let Some((key, bytes)) = reading.try_next().await? else { bail!("a span is missing") };
                 let span = input.layers[key.0 as usize].layer.index.spans.spans()[key.1].device_range();
-                for (f, p) in &users[&key] {
-                    parts.add((*f, *p), &input.device_range(&frames[*f][*p]), &span, &bytes);
+                for user in &users[&key] {
+                    if let Some(piece) = frames[user.0].pieces().get(user.1) {
+                        parts.add(*user, &input.device_range(piece), &span, &bytes);
+                    }
                 }
             }
-            content.extend(parts.take((f, p)));
+            parts.take((f, p), &mut bytes);
         }
-        let packed = pack_hot_frame(&content)?;
-        size += packed.len() as u64;
+        Ok(Some((Content::Plain(pieces.clone(), bytes), (f + 1, parts, reading))))
+    });
+    let packing = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let mut packed = pin!(contents.map_ok(|content| content.pack(input.level)).try_buffered(packing));
+
+    let mut hot = HotBlob { blob: None, frames: Vec::new(), device_bytes: 0, cut: false };
+    let (mut upload, mut size) = (None, 0);
+    let pushing = || format!("pushing the hot blob to {to}");
+    while let Some(PackedFrame { frame, device_bytes, bytes }) = packed.try_next().await? {
+        size += bytes.len() as u64;
         if size > input.limit {
             hot.cut = true;
             break;
         }
-        hot.device_bytes += content.len() as u64;
-        let blake3 = *blake3::hash(&content).as_bytes();
-        hot.frames.push(HotFrame { len: packed.len() as u32, pieces: frame.clone(), blake3 });
+        hot.device_bytes += device_bytes;
+        hot.frames.push(frame);
         let upload = match &mut upload {
             Some(upload) => upload,
             None => upload.insert(to.upload().await.with_context(pushing)?),
         };
-        upload.write(packed.into()).await.with_context(pushing)?;
+        upload.write(bytes.into()).await.with_context(pushing)?;
     }
     if let Some(upload) = upload {
         let (digest, size) = upload.finish().await.with_context(pushing)?;
         hot.blob = Some(BlobRef { digest, size });
     }
     Ok(hot)
+}
+
+/// What a frame of the blob is made from.
+enum Frame {
+    /// These pieces, compressed.
+    Made(Vec<HotPiece>),
+    /// A span as it lies in its layer, compressed as a whole already.
+    Copied(HotPiece, usize),
+}
+
+impl Frame {
+    fn pieces(&self) -> &[HotPiece] {
+        match self {
+            Self::Made(pieces) => pieces,
+            Self::Copied(piece, _) => std::slice::from_ref(piece),
+        }
+    }
+}
+
+/// What a frame holds.
+enum Content {
+    Plain(Vec<HotPiece>, Vec<u8>),
+    Packed(HotPiece, usize, SpanReader),
+}
+
+/// A frame as it goes to the blob.
+struct PackedFrame {
+    frame: HotFrame,
+    device_bytes: u64,
+    bytes: Vec<u8>,
+}
+
+impl Content {
+    async fn pack(self, level: HotLevel) -> Result<PackedFrame> {
+        match self {
+            Self::Packed(piece, number, reader) => {
+                let span = reader.described(number)?;
+                let bytes = reader.verified_source(number).await?;
+                let frame = HotFrame { len: bytes.len() as u32, pieces: vec![piece], blake3: span.blake3 };
+                Ok(PackedFrame { frame, device_bytes: span.device_len.into(), bytes })
+            }
+            Self::Plain(pieces, content) => {
+                let packing = tokio::task::spawn_blocking(move || {
+                    let bytes = pack_hot_frame(&content, level)?;
+                    let blake3 = *blake3::hash(&content).as_bytes();
+                    let frame = HotFrame { len: bytes.len() as u32, pieces, blake3 };
+                    anyhow::Ok(PackedFrame { frame, device_bytes: content.len() as u64, bytes })
+                });
+                packing.await?
+            }
+        }
+    }
 }
 
 impl HotInput<'_> {
@@ -110,6 +185,34 @@ impl HotInput<'_> {
 
     fn device_range(&self, piece: &HotPiece) -> Range<u64> {
         piece.device_range(self.device_size(piece.layer))
+    }
+
+    /// A piece cut where spans end, with their numbers; a block on the border counts for the first.
+    fn split(&self, piece: HotPiece) -> Vec<(usize, HotPiece)> {
+        let table = &self.layers[piece.layer as usize].layer.index.spans;
+        let (mut parts, end) = (Vec::new(), piece.first + u64::from(piece.blocks));
+        for span in self.spans(&piece) {
+            let first =
+                parts.last().map_or(piece.first, |(_, last): &(usize, HotPiece)| last.first + u64::from(last.blocks));
+            let until = table.spans()[span].device_range().end.div_ceil(BLOCK).min(end);
+            if first < until {
+                parts.push((span, HotPiece { first, blocks: (until - first) as u32, ..piece }));
+            }
+        }
+        parts
+    }
+
+    /// The piece that is all of a span, if so many of its bytes are wanted that it is copied, and it can be: it is frames
+    /// that hold nothing else.
+    fn whole(&self, layer: u32, span: usize, wanted: u64) -> Option<HotPiece> {
+        let span = self.layers[layer as usize].layer.index.spans.spans().get(span)?;
+        let range = span.device_range();
+        let aligned = range.start.is_multiple_of(BLOCK)
+            && (range.end.is_multiple_of(BLOCK) || range.end == self.device_size(layer));
+        let blocks = (range.end - range.start).div_ceil(BLOCK);
+        let fits = aligned && blocks * BLOCK <= HOT_FRAME_MAX && matches!(span.start, Start::ZstdFrame { skip: 0 });
+        let enough = wanted * 100 >= blocks * BLOCK * COPIED;
+        (fits && enough).then_some(HotPiece { layer, first: range.start / BLOCK, blocks: blocks as u32 })
     }
 
     /// The spans that a piece lies in.
@@ -141,25 +244,48 @@ fn pieces(input: &HotInput<'_>) -> Vec<HotPiece> {
     pieces
 }
 
-/// Cuts pieces into frames of at most [`FRAME`] bytes.
-fn frames(pieces: Vec<HotPiece>, input: &HotInput<'_>) -> Vec<Vec<HotPiece>> {
+/// Cuts pieces into frames of at most [`FRAME`] bytes; but spans that are wanted for the most part are copied, if they can
+/// be, where they are wanted first.
+fn frames(pieces: Vec<HotPiece>, input: &HotInput<'_>) -> Vec<Frame> {
     const BLOCKS: u32 = (FRAME / BLOCK) as u32;
+    let mut wanted: BTreeMap<(u32, usize), u64> = BTreeMap::new();
+    for piece in pieces.iter().filter(|_| input.copies) {
+        for (span, part) in input.split(*piece) {
+            *wanted.entry((piece.layer, span)).or_default() += u64::from(part.blocks) * BLOCK;
+        }
+    }
+    let copied: BTreeMap<(u32, usize), HotPiece> = wanted
+        .into_iter()
+        .filter_map(|((layer, span), wanted)| Some(((layer, span), input.whole(layer, span, wanted)?)))
+        .collect();
     let (mut frames, mut frame, mut room) = (Vec::new(), Vec::new(), BLOCKS);
-    for mut piece in pieces {
-        while piece.blocks > 0 {
-            let blocks = piece.blocks.min(room);
-            frame.push(HotPiece { blocks, ..piece });
-            (piece.first, piece.blocks, room) = (piece.first + u64::from(blocks), piece.blocks - blocks, room - blocks);
-            if room == 0 {
-                frames.push(std::mem::take(&mut frame));
-                room = BLOCKS;
+    let mut done = BTreeSet::new();
+    for piece in pieces {
+        // With nothing to copy, pieces needn't be cut where spans end.
+        let parts = if copied.is_empty() { vec![(0, piece)] } else { input.split(piece) };
+        for (span, mut piece) in parts {
+            if let Some(whole) = copied.get(&(piece.layer, span)) {
+                if done.insert((piece.layer, span)) {
+                    frames.push(Frame::Copied(*whole, span));
+                }
+                continue;
+            }
+            while piece.blocks > 0 {
+                let blocks = piece.blocks.min(room);
+                frame.push(HotPiece { blocks, ..piece });
+                (piece.first, piece.blocks, room) =
+                    (piece.first + u64::from(blocks), piece.blocks - blocks, room - blocks);
+                if room == 0 {
+                    frames.push(Frame::Made(std::mem::take(&mut frame)));
+                    room = BLOCKS;
+                }
             }
         }
     }
     if !frame.is_empty() {
-        frames.push(frame);
+        frames.push(Frame::Made(frame));
     }
-    debug_assert!(frames.iter().flatten().all(|piece| !input.device_range(piece).is_empty()));
+    debug_assert!(frames.iter().flat_map(Frame::pieces).all(|piece| !input.device_range(piece).is_empty()));
     frames
 }
 
@@ -182,7 +308,9 @@ impl Parts {
         have as u64 == piece.end - piece.start
     }
 
-    fn take(&mut self, key: (usize, usize)) -> Vec<u8> {
-        self.0.remove(&key).unwrap_or_default().into_values().flatten().collect()
+    fn take(&mut self, key: (usize, usize), content: &mut Vec<u8>) {
+        for part in self.0.remove(&key).unwrap_or_default().into_values() {
+            content.extend_from_slice(&part);
+        }
     }
 }

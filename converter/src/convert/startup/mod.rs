@@ -1,5 +1,4 @@
 //! What a start-up touches: where a list of it lies in the layers, and the hot blob made of that.
-mod elf;
 mod files;
 mod guess;
 mod hot;
@@ -13,6 +12,7 @@ use crate::cli::{ConvertArgs, HotLimit};
 use crate::report::Progress;
 use anyhow::{Context, Result, bail};
 use clipper_format::Digest;
+use clipper_format::index::HotLevel;
 use clipper_format::trace::{TRACE_MAX, Touch, parse_trace};
 use clipper_registry::RegistryError;
 use files::{ImageFiles, LayerBytes};
@@ -136,12 +136,17 @@ pub async fn prepare(
     }
     let mut list: Vec<_> = list.into_iter().flatten().map(|entry| entry.path.clone()).collect();
     if guessing {
-        for Expected { path, len } in guess(&files, &FileReader::new(&layers), &image.config_json).await {
-            ranges.extend(files.resolve(&path).into_iter().flat_map(|file| files.bytes(file, 0..len)));
+        for Expected { path, ranges: parts } in guess(&files, &FileReader::new(&layers), &image.config_json).await {
+            if let Some(file) = files.resolve(&path) {
+                ranges.extend(parts.into_iter().flat_map(|part| files.bytes(file, part)));
+            }
             list.push(path);
         }
+        tracing::debug!(files = list.len(), "guessed what the start reads");
     }
-    let hot = hot_blob(plan, image, &layers, ranges, args.hot_limit, progress).await?;
+    // A guess is large, and much of it may never be read.
+    let level = if guessing { HotLevel::Fast } else { HotLevel::Small };
+    let hot = hot_blob(plan, image, &layers, (ranges, level), args.hot_limit, progress).await?;
     Ok(Startup { list, hot })
 }
 
@@ -150,7 +155,7 @@ async fn hot_blob(
     plan: &Plan,
     image: &PlannedImage,
     layers: &[SpanReader],
-    mut ranges: Vec<LayerBytes>,
+    (mut ranges, level): (Vec<LayerBytes>, HotLevel),
     limit: HotLimit,
     progress: &Progress,
 ) -> Result<Option<HotBlob>> {
@@ -163,7 +168,8 @@ async fn hot_blob(
     let place = |digest: &Digest| image.layers.iter().position(|layer| layer.digest == *digest);
     let layers: Vec<_> = distinct.iter().filter_map(place).map(|layer| layers[layer].clone()).collect();
     let limit = limit.bytes(image.layers.iter().map(|layer| layer.size).sum());
-    let input = HotInput { layers: &layers, ranges, limit };
+    let copies = level == HotLevel::Fast && plan.repacked().is_some();
+    let input = HotInput { layers: &layers, ranges, level, copies, limit };
     let lost = |error: &anyhow::Error| error.downcast_ref::<RegistryError>().is_some_and(RegistryError::is_transient);
     let hot = again(async || hot::pack(&input, &plan.to).await, lost).await?;
     if hot.cut {

@@ -10,7 +10,8 @@ use clipper_registry::Blob;
 use futures::TryStreamExt;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::OnceCell;
 
 /// A layer whose spans can be read.
 #[derive(Clone)]
@@ -22,19 +23,45 @@ pub struct SpanReader {
 }
 
 impl SpanReader {
+    /// What the layer's index says of span `number`.
+    ///
+    /// # Errors
+    /// There is no such span.
+    pub fn described(&self, number: usize) -> Result<Span> {
+        self.layer.index.spans.spans().get(number).cloned().context("no such span")
+    }
+
     /// The device bytes of span `number`.
     ///
     /// # Errors
     /// The blob can't be read, or isn't what was indexed.
     pub async fn span(&self, number: usize) -> Result<Vec<u8>> {
-        let span = self.layer.index.spans.spans().get(number).context("no such span")?.clone();
+        Ok(self.both(number).await?.1)
+    }
+
+    /// The bytes of span `number` as they lie in the blob, which decode to what was indexed.
+    ///
+    /// # Errors
+    /// The blob can't be read, or isn't what was indexed.
+    pub async fn verified_source(&self, number: usize) -> Result<Vec<u8>> {
+        Ok(self.both(number).await?.0)
+    }
+
+    /// A span's bytes in the blob, and in the device.
+    async fn both(&self, number: usize) -> Result<(Vec<u8>, Vec<u8>)> {
+        let span = self.described(number)?;
+        tracing::debug!(layer = %self.layer.index.digest, number, len = span.device_len, "reading a span again");
         let mut source = Vec::with_capacity(span.source_len as usize);
         let mut stream = self.blob.read(span.source_range()).await?;
         while let Some(chunk) = stream.try_next().await? {
             source.extend_from_slice(&chunk);
         }
         let layer = Arc::clone(&self.layer);
-        tokio::task::spawn_blocking(move || decode(&layer, &span, source)).await?
+        let decoding = tokio::task::spawn_blocking(move || {
+            let bytes = decode(&layer, &span, &source)?;
+            anyhow::Ok((source, bytes))
+        });
+        decoding.await?
     }
 }
 
@@ -42,14 +69,19 @@ impl SpanReader {
 pub struct FileReader<'a> {
     /// The image's layers, bottom first.
     layers: &'a [SpanReader],
-    kept: Mutex<Kept>,
+    kept: Mutex<VecDeque<Kept>>,
 }
 
-/// The spans used last, by layer and number.
-type Kept = VecDeque<((usize, usize), Arc<Vec<u8>>)>;
+/// A span that was used lately. Who needs it while it is being read waits for it.
+struct Kept {
+    layer: usize,
+    number: usize,
+    len: u64,
+    bytes: Arc<OnceCell<Arc<Vec<u8>>>>,
+}
 
-/// Spans that a reader keeps.
-const KEPT: usize = 24;
+/// Bytes of the spans that a reader keeps.
+const KEPT: u64 = 48 << 20;
 
 impl<'a> FileReader<'a> {
     /// A reader of files whose data lie in `layers`, one for each of the image's layers.
@@ -80,35 +112,40 @@ impl<'a> FileReader<'a> {
     }
 
     async fn span(&self, layer: usize, number: usize) -> Result<Arc<Vec<u8>>> {
-        let key = (layer, number);
-        let known = self.kept().iter().find(|(kept, _)| *kept == key).map(|(_, span)| Arc::clone(span));
-        if let Some(span) = known {
-            return Ok(span);
-        }
-        let span = Arc::new(self.layers[layer].span(number).await?);
-        let mut kept = self.kept();
-        kept.push_back((key, Arc::clone(&span)));
-        if kept.len() > KEPT {
-            kept.pop_front();
-        }
-        Ok(span)
+        let cell = self.cell(layer, number);
+        cell.get_or_try_init(async || anyhow::Ok(Arc::new(self.layers[layer].span(number).await?))).await.cloned()
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn cell(&self, layer: usize, number: usize) -> Arc<OnceCell<Arc<Vec<u8>>>> {
         // Nothing that could panic happens under this lock.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.iter().position(|kept| (kept.layer, kept.number) == (layer, number));
+        let kept = known.and_then(|at| all.remove(at)).unwrap_or_else(|| {
+            let len = self.layers[layer].layer.index.spans.spans().get(number).map_or(0, |span| span.device_len.into());
+            Kept { layer, number, len, bytes: Arc::default() }
+        });
+        let bytes = Arc::clone(&kept.bytes);
+        all.push_back(kept);
+        let mut held: u64 = all.iter().map(|kept| kept.len).sum();
+        while held > KEPT
+            && all.len() > 1
+            && let Some(oldest) = all.pop_front()
+        {
+            held -= oldest.len;
+        }
+        bytes
     }
 }
 
-fn decode(layer: &IndexedLayer, span: &Span, source: Vec<u8>) -> Result<Vec<u8>> {
+fn decode(layer: &IndexedLayer, span: &Span, source: &[u8]) -> Result<Vec<u8>> {
     let bytes = match span.start {
-        Start::Stored => source,
+        Start::Stored => source.to_vec(),
         Start::ZstdFrame { .. } => {
             let mut bytes = vec![0; span.device_len as usize];
-            zstd::SpanDecoder::start(span)?.decode(span, &source, &mut bytes)?;
+            zstd::SpanDecoder::start(span)?.decode(span, source, &mut bytes)?;
             bytes
         }
-        Start::GzipMember { .. } => inflate(SpanDecoder::start(span, None)?, span, &source)?,
+        Start::GzipMember { .. } => inflate(SpanDecoder::start(span, None)?, span, source)?,
         Start::Gzip { checkpoint, .. } => {
             let (group, place) =
                 (checkpoint as usize / CHECKPOINTS_PER_GROUP, checkpoint as usize % CHECKPOINTS_PER_GROUP);
@@ -116,7 +153,7 @@ fn decode(layer: &IndexedLayer, span: &Span, source: Vec<u8>) -> Result<Vec<u8>>
             let group = layer.checkpoints.get(range.start as usize..range.end as usize);
             let group = decode_group(group.context("its group of checkpoints is missing")?)?;
             let checkpoint = group.get(place).context("its checkpoint is missing")?;
-            inflate(SpanDecoder::start(span, Some(checkpoint))?, span, &source)?
+            inflate(SpanDecoder::start(span, Some(checkpoint))?, span, source)?
         }
     };
     if *blake3::hash(&bytes).as_bytes() != span.blake3 {

@@ -1,7 +1,10 @@
 //! Hot streams: what they bring, who waits for them, and what happens when they are no good.
 use crate::fixture::{CHUNK, Fault, Layer, TestSource, devices, options};
 use clipper_device::{Device, DeviceOptions, Devices, HotFrameSpec, HotPart, HotSpec, HotStream, Source};
-use clipper_format::{Digest, index::pack_hot_frame};
+use clipper_format::{
+    Digest,
+    index::{HotLevel, pack_hot_frame},
+};
 use std::{ops::Range, sync::Arc, time::Duration};
 
 /// Layers and bytes of their devices.
@@ -42,7 +45,7 @@ impl Scene {
         ];
         let (mut blob, mut frames) = (Vec::new(), Vec::new());
         for parts in plan() {
-            let frame = pack_hot_frame(&content(&layers, &parts)).unwrap();
+            let frame = pack_hot_frame(&content(&layers, &parts), HotLevel::Small).unwrap();
             frames.push((frame.len() as u32, parts));
             blob.extend(frame);
         }

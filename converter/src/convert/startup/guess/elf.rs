@@ -1,14 +1,17 @@
 //! What an ELF program or library needs to be loaded (System V ABI, chapter 5).
-use super::files::ImageFiles;
-use super::reader::FileReader;
+use crate::convert::startup::files::ImageFiles;
+use crate::convert::startup::reader::FileReader;
 use anyhow::{Context, Result, bail};
 use clipper_format::tree::InodeId;
+use std::ops::Range;
 
 /// How ELF files begin.
 pub const MAGIC: &[u8] = b"\x7fELF";
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
+const PF_X: u32 = 1;
+const PF_W: u32 = 2;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
 const DT_STRSZ: u64 = 10;
@@ -27,6 +30,8 @@ pub struct Needs {
     pub libraries: Vec<String>,
     /// Directories in which they are looked for first; may hold `$ORIGIN`.
     pub run_path: Vec<String>,
+    /// Bytes that the dynamic linker reads in any case: symbols and relocations, and the data that these change.
+    pub eager: Vec<Range<u64>>,
 }
 
 /// How numbers are stored.
@@ -39,6 +44,7 @@ struct Class {
 /// A part of the file that is mapped.
 struct Segment {
     kind: u32,
+    flags: u32,
     offset: u64,
     address: u64,
     len: u64,
@@ -63,6 +69,9 @@ pub async fn needs(files: &ImageFiles, reader: &FileReader<'_>, id: InodeId) -> 
     let segments = segments.collect::<Result<Vec<_>>>()?;
 
     let mut needs = Needs::default();
+    let mapped = segments.iter().filter(|segment| segment.kind == PT_LOAD);
+    let eager = mapped.filter(|segment| segment.flags & PF_W != 0 || segment.offset == 0 && segment.flags & PF_X == 0);
+    needs.eager = eager.map(|segment| segment.offset..segment.offset.saturating_add(segment.len)).collect();
     if let Some(segment) = segments.iter().find(|segment| segment.kind == PT_INTERP) {
         let mut path = reader.read(files, id, segment.range()).await?;
         path.truncate(path.iter().position(|byte| *byte == 0).unwrap_or(path.len()));
@@ -102,16 +111,17 @@ pub async fn needs(files: &ImageFiles, reader: &FileReader<'_>, id: InodeId) -> 
 }
 
 impl Segment {
-    fn range(&self) -> std::ops::Range<u64> {
+    fn range(&self) -> Range<u64> {
         self.offset..self.offset.saturating_add(self.len.min(TABLE_MAX))
     }
 }
 
 impl Class {
     fn segment(self, bytes: &[u8]) -> Result<Segment> {
-        let (offset, address, len) = if self.wide { (8, 16, 32) } else { (4, 8, 16) };
+        let (flags, offset, address, len) = if self.wide { (4, 8, 16, 32) } else { (24, 4, 8, 16) };
         Ok(Segment {
             kind: self.u32(bytes, 0)?,
+            flags: self.u32(bytes, flags)?,
             offset: self.word(bytes, offset)?,
             address: self.word(bytes, address)?,
             len: self.word(bytes, len)?,

@@ -1,0 +1,272 @@
+//! What a script for Node.js loads (its documentation: "Modules: CommonJS modules", "Modules: Packages").
+use super::{Guess, split};
+use crate::convert::startup::files::Found;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Bytes of the largest `package.json` that is read.
+const PACKAGE_MAX: u64 = 1 << 20;
+/// Longest name of a module.
+const NAME_MAX: usize = 256;
+/// Modules that are in Node.js itself.
+const BUILT_IN: [&str; 42] = [
+    "assert",
+    "async_hooks",
+    "buffer",
+    "child_process",
+    "cluster",
+    "console",
+    "constants",
+    "crypto",
+    "dgram",
+    "diagnostics_channel",
+    "dns",
+    "domain",
+    "events",
+    "fs",
+    "http",
+    "http2",
+    "https",
+    "inspector",
+    "module",
+    "net",
+    "os",
+    "path",
+    "perf_hooks",
+    "process",
+    "punycode",
+    "querystring",
+    "readline",
+    "repl",
+    "stream",
+    "string_decoder",
+    "sys",
+    "timers",
+    "tls",
+    "trace_events",
+    "tty",
+    "url",
+    "util",
+    "v8",
+    "vm",
+    "wasi",
+    "worker_threads",
+    "zlib",
+];
+
+/// The `package.json` files that were read, by directory.
+#[derive(Default)]
+pub struct Packages(BTreeMap<String, Option<Arc<Value>>>);
+
+/// A module by the name that a script has for it.
+#[derive(Debug, PartialEq, Eq)]
+struct Import<'t> {
+    name: &'t str,
+    /// By `import`, not by `require`.
+    modern: bool,
+}
+
+impl Guess<'_> {
+    /// Takes the modules that the script loads, and the packages' descriptions that lead to them.
+    pub(super) async fn node(&mut self, script: &Found, text: &[u8]) {
+        let path = String::from_utf8_lossy(&script.path).into_owned();
+        let (dir, _) = split(&path);
+        // What a script is depends on its package.
+        let parents: Vec<&str> = parents(dir).collect();
+        let _ = parents.iter().find_map(|parent| self.take(&format!("{parent}/package.json")));
+        for import in imports(&String::from_utf8_lossy(text)) {
+            if import.name.starts_with('.') {
+                self.module(&format!("{dir}/{}", import.name)).await;
+            } else if import.name.starts_with('/') {
+                self.module(import.name).await;
+            } else if !is_built_in(import.name) {
+                for parent in &parents {
+                    if self.package(&format!("{parent}/node_modules"), &import).await {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A module of a package below `dir`; false if the package isn't there.
+    async fn package(&mut self, dir: &str, import: &Import<'_>) -> bool {
+        let slashes = if import.name.starts_with('@') { 2 } else { 1 };
+        let end = import.name.match_indices('/').nth(slashes - 1).map_or(import.name.len(), |(at, _)| at);
+        let (name, rest) = import.name.split_at(end);
+        let root = format!("{dir}/{name}");
+        if self.files.locate(root.as_bytes()).is_none() {
+            return false;
+        }
+        if let Some(package) = self.description(&root).await
+            && !package["exports"].is_null()
+        {
+            if let Some(target) = exported(&package["exports"], rest, import.modern) {
+                self.take(&format!("{root}/{target}"));
+            }
+        } else {
+            self.module(&format!("{root}{rest}")).await;
+        }
+        true
+    }
+
+    /// A module by its path: a file, a file with an extension left out, or a directory.
+    async fn module(&mut self, path: &str) {
+        let path = path.trim_end_matches('/');
+        if self.take_script(path) {
+            return;
+        }
+        if let Some(package) = self.description(path).await
+            && let Some(main) = package["main"].as_str()
+        {
+            let main = format!("{path}/{}", main.trim_end_matches('/'));
+            if self.take_script(&main) || self.take_script(&format!("{main}/index")) {
+                return;
+            }
+        }
+        self.take_script(&format!("{path}/index"));
+    }
+
+    fn take_script(&mut self, path: &str) -> bool {
+        ["", ".js", ".json", ".node"].iter().any(|end| self.take(&format!("{path}{end}")).is_some())
+    }
+
+    /// The description of the package in `dir`.
+    async fn description(&mut self, dir: &str) -> Option<Arc<Value>> {
+        if let Some(known) = self.packages.0.get(dir) {
+            return known.clone();
+        }
+        let file = self.take(&format!("{dir}/package.json"));
+        let mut description = None;
+        if let Some(file) = file {
+            let text = self.reader.read(self.files, file.id, 0..PACKAGE_MAX).await.unwrap_or_default();
+            description = serde_json::from_slice(&text).ok().map(Arc::new);
+        }
+        self.packages.0.insert(dir.to_owned(), description.clone());
+        description
+    }
+}
+
+/// A directory and those above it, below the root.
+fn parents(dir: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(dir), |dir| dir.rsplit_once('/').map(|(parent, _)| parent))
+}
+
+fn is_built_in(name: &str) -> bool {
+    name.starts_with("node:") || BUILT_IN.contains(&name.split('/').next().unwrap_or_default()) && !name.ends_with('/')
+}
+
+/// What a package's `exports` have for `rest`, the name of the module without the package's.
+fn exported(exports: &Value, rest: &str, modern: bool) -> Option<String> {
+    let by_path = exports.as_object().is_some_and(|map| map.keys().any(|key| key.starts_with('.')));
+    if !by_path {
+        return rest.is_empty().then(|| target(exports, modern)).flatten().map(str::to_owned);
+    }
+    let wanted = format!(".{rest}");
+    if let Some(found) = exports.get(&wanted) {
+        return target(found, modern).map(str::to_owned);
+    }
+    exports.as_object()?.iter().find_map(|(key, value)| {
+        let (before, after) = key.split_once('*')?;
+        let star = wanted.strip_prefix(before)?.strip_suffix(after)?;
+        Some(target(value, modern)?.replace('*', star))
+    })
+}
+
+/// The first of the conditions that hold for Node.js, in the order in which packages have them.
+fn target(value: &Value, modern: bool) -> Option<&str> {
+    match value {
+        Value::String(path) => Some(path),
+        Value::Array(all) => all.iter().find_map(|value| target(value, modern)),
+        Value::Object(map) => {
+            let conditions = ["node", if modern { "import" } else { "require" }, "default"];
+            conditions.iter().filter_map(|condition| map.get(*condition)).find_map(|value| target(value, modern))
+        }
+        _ => None,
+    }
+}
+
+/// The modules that a script names in `require("…")`, `import "…"`, `import("…")` and `from "…"`.
+fn imports(text: &str) -> Vec<Import<'_>> {
+    let mut found = Vec::new();
+    for line in text.lines() {
+        // Comments, where types are imported.
+        let begin = line.trim_start();
+        if begin.starts_with("//") || begin.starts_with('*') || begin.starts_with("/*") {
+            continue;
+        }
+        for (word, modern) in [("require", false), ("import", true), ("from", true)] {
+            for (at, _) in line.match_indices(word) {
+                let before = line[..at].chars().next_back();
+                if before.is_some_and(|c| c.is_alphanumeric() || matches!(c, '_' | '$' | '.')) {
+                    continue;
+                }
+                let rest = line[at + word.len()..].trim_start();
+                let called = rest.strip_prefix('(').map(str::trim_start);
+                let quoted = match word {
+                    "require" => called,
+                    "from" => Some(rest),
+                    _ => Some(called.unwrap_or(rest)),
+                };
+                if let Some(name) = quoted.and_then(unquote) {
+                    found.push(Import { name, modern });
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The text between quotes at the beginning.
+fn unquote(text: &str) -> Option<&str> {
+    let quote = text.chars().next().filter(|c| matches!(c, '"' | '\'' | '`'))?;
+    let (name, _) = text[1..].split_once(quote)?;
+    (!name.is_empty() && name.len() <= NAME_MAX && !name.contains("${")).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn modules_are_named_in_every_way_of_loading_them() {
+        let text = "const a = require('a'), b = require( \"./b\" );\nimport c from 'c'\nimport './d.mjs';\n\
+                    export * from \"@e/e/sub\";\nawait import(`f`)\n// require('no')\n * import('no')\nx.require('no')\n\
+                    require(name); require('); from 'g";
+        let names: Vec<_> = imports(text).iter().map(|import| (import.name, import.modern)).collect();
+        let expected = [
+            ("a", false),
+            ("./b", false),
+            ("c", true),
+            ("./d.mjs", true),
+            ("@e/e/sub", true),
+            ("f", true),
+            ("); from ", false),
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn exports_have_paths_conditions_and_patterns() {
+        let exports = json!({
+            ".": { "import": "./m.mjs", "require": { "types": "./t", "default": "./m.cjs" } },
+            "./lib/*.js": "./out/*.js",
+            "./package.json": "./package.json",
+        });
+        assert_eq!(exported(&exports, "", false).as_deref(), Some("./m.cjs"));
+        assert_eq!(exported(&exports, "", true).as_deref(), Some("./m.mjs"));
+        assert_eq!(exported(&exports, "/lib/x/y.js", false).as_deref(), Some("./out/x/y.js"));
+        assert_eq!(exported(&exports, "/none", false), None);
+        assert_eq!(exported(&json!("./only.js"), "", false).as_deref(), Some("./only.js"));
+        assert_eq!(exported(&json!("./only.js"), "/sub", false), None);
+        assert_eq!(exported(&json!([null, { "browser": "./b" }, "./c"]), "", true).as_deref(), Some("./c"));
+    }
+
+    #[test]
+    fn what_node_has_itself_is_not_looked_for() {
+        assert!(is_built_in("fs/promises") && is_built_in("node:test") && is_built_in("util"));
+        assert!(!is_built_in("express") && !is_built_in("@scope/fs") && !is_built_in("punycode/"));
+    }
+}
