@@ -232,9 +232,11 @@ pub struct CheckArgs {
 /// How a mount shows files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Driver {
-    /// The best that this kernel can do
+    /// erofs where this kernel can, fuse elsewhere
     Auto,
-    /// A FUSE filesystem
+    /// The kernel's EROFS, which reads layers' bytes through FUSE; Linux 6.12 and later
+    Erofs,
+    /// A FUSE filesystem; any kernel
     Fuse,
 }
 

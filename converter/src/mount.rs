@@ -33,6 +33,7 @@ pub async fn run(common: &Common, args: MountArgs) -> Result<()> {
     let options = MountOptions {
         driver: match args.driver {
             Driver::Auto => clipper_mount::Driver::Auto,
+            Driver::Erofs => clipper_mount::Driver::Erofs,
             Driver::Fuse => clipper_mount::Driver::Fuse,
         },
         background_fill: args.fill,

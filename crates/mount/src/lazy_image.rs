@@ -6,7 +6,11 @@ use clipper_format::{
     Digest,
     erofs::{ErofsError, Image, ImageInode, ImageSource, Nid},
 };
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Bytes of a file looked at in one step when looking for a hole.
 const SEEK_STEP: u64 = 64 << 20;
@@ -19,6 +23,7 @@ pub struct LazyImage {
 
 struct Inner {
     tree: Image,
+    tree_file: Option<PathBuf>,
     devices: Vec<LazyDevice>,
     /// Keeps the store from reclaiming what this image uses.
     _lease: Option<Lease>,
@@ -97,16 +102,37 @@ enum Source {
     Tree { offset: u64 },
 }
 
+impl LazyDevice {
+    /// Fills `buffer` from `offset` if all of that is at hand; doesn't wait.
+    pub(crate) fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, LazyError> {
+        let read = self.device.try_read(offset, buffer);
+        read.map_err(|source| LazyError::Cache { layer: self.layer, source })
+    }
+
+    /// Fills `buffer` from `offset`, fetching what isn't at hand.
+    pub(crate) async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), LazyError> {
+        let (layer, len) = (self.layer, buffer.len());
+        let read = self.device.read(offset, buffer).await;
+        read.map_err(|error| LazyError::Device { layer, offset, len, source: Box::new(error) })
+    }
+}
+
 impl LazyImage {
     /// Joins `tree` to `devices`: its device `n` is `devices[n - 1]`.
     ///
     /// # Errors
     /// If their number or sizes aren't those that the tree was made for.
     pub fn new(tree: Image, devices: Vec<LazyDevice>) -> Result<Self, LazyError> {
-        Self::leased(tree, devices, None)
+        Self::leased(tree, None, devices, None)
     }
 
-    pub(crate) fn leased(tree: Image, devices: Vec<LazyDevice>, lease: Option<Lease>) -> Result<Self, LazyError> {
+    /// An image whose tree is also at the start of `tree_file`, which stays there for as long as the lease is held.
+    pub(crate) fn leased(
+        tree: Image,
+        tree_file: Option<PathBuf>,
+        devices: Vec<LazyDevice>,
+        lease: Option<Lease>,
+    ) -> Result<Self, LazyError> {
         let expected = tree.devices();
         if expected.len() != devices.len() {
             return Err(LazyError::DeviceCount { expected: expected.len(), found: devices.len() });
@@ -116,12 +142,17 @@ impl LazyImage {
                 return Err(LazyError::DeviceSize { layer: *layer, expected: expected.size, found: device.size() });
             }
         }
-        Ok(Self { inner: Arc::new(Inner { tree, devices, _lease: lease }) })
+        Ok(Self { inner: Arc::new(Inner { tree, tree_file, devices, _lease: lease }) })
     }
 
     /// The merged tree: names, attributes, xattrs, link targets.
     pub fn tree(&self) -> &Image {
         &self.inner.tree
+    }
+
+    /// A file that begins with the tree, if there is one.
+    pub(crate) fn tree_file(&self) -> Option<&Path> {
+        self.inner.tree_file.as_deref()
     }
 
     /// The devices, in the order of the tree's device table.
@@ -139,9 +170,7 @@ impl LazyImage {
             let out = &mut buffer[piece.buffer];
             match piece.source {
                 Source::Device { number, offset } => {
-                    let LazyDevice { layer, device } = &self.inner.devices[number];
-                    let present = device.try_read(offset, out);
-                    if !present.map_err(|source| LazyError::Cache { layer: *layer, source })? {
+                    if !self.inner.devices[number].try_read(offset, out)? {
                         return Ok(false);
                     }
                 }
@@ -161,12 +190,7 @@ impl LazyImage {
         for piece in self.pieces(file, offset, buffer.len())? {
             let out = &mut buffer[piece.buffer];
             match piece.source {
-                Source::Device { number, offset } => {
-                    let LazyDevice { layer, device } = &self.inner.devices[number];
-                    let len = out.len();
-                    let read = device.read(offset, out).await;
-                    read.map_err(|error| LazyError::Device { layer: *layer, offset, len, source: Box::new(error) })?;
-                }
+                Source::Device { number, offset } => self.inner.devices[number].read(offset, out).await?,
                 Source::Hole => out.fill(0),
                 Source::Tree { offset } => self.copy_from_tree(file.nid, offset, out)?,
             }

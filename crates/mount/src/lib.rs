@@ -2,21 +2,28 @@
 //! and the drivers that show it as a directory.
 //!
 //! The edges only translate: [`LazyImage`] knows neither FUSE nor containerd, and answers where every byte of a file
-//! comes from; the `fuse` room turns kernel requests into its questions. [`Store`] is what programs hold: it turns
+//! comes from; the `fuse` room turns kernel requests into its questions, the `erofs` room lets the kernel read the tree itself
+//! and asks for no more than devices' bytes. [`Store`] is what programs hold: it turns
 //! [`LayerRef`]s into lazy images and mounts them.
 
 pub mod accelerated;
 mod beneath;
+mod drivers;
+mod erofs;
 mod fuse;
 mod layer;
 mod lazy_image;
+mod mount_point;
 mod mounted;
 mod options;
+mod session;
 mod store;
 mod trace;
 
 pub use accelerated::{AcceleratedError, AcceleratedImage, AcceleratedLayer};
 pub use beneath::Beneath;
+pub use drivers::Drivers;
+pub use erofs::NoErofs;
 pub use layer::LayerRef;
 pub use lazy_image::{LazyDevice, LazyError, LazyImage};
 pub use mounted::{MountError, Mounted, detach_stale};

@@ -1,20 +1,17 @@
 //! A mounted image: the directory it is on, and how its life ends.
-use crate::{
-    Driver, LazyImage, MountOptions, StoreError,
-    fuse::{self, FuseSession},
-};
+use crate::{Drivers, LazyImage, MountOptions, NoErofs, StoreError, mount_point, session::Session};
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
-use tokio::{runtime::Handle, task::spawn_blocking};
 
 /// An image mounted read-only on a directory. Dropping it unmounts; files that are still open then stay readable until
 /// they are closed, as does an overlay that uses the mount.
 pub struct Mounted {
     dir: PathBuf,
     image: LazyImage,
-    session: FuseSession,
+    session: Session,
 }
 
 /// Why an image can't be mounted or unmounted.
@@ -33,6 +30,9 @@ pub enum MountError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The driver `erofs` was asked for and can't work here.
+    #[error(transparent)]
+    NoErofs(Arc<NoErofs>),
     /// Something else is mounted over the image.
     #[error("{}: another file system is mounted over this one: unmount it first", dir.display())]
     Covered {
@@ -51,7 +51,7 @@ impl From<StoreError> for MountError {
 }
 
 impl Mounted {
-    /// Mounts `image` on `dir`, an existing directory. Tasks that fetch run on `runtime`.
+    /// Mounts `image` on `dir`, an existing directory, with one of `drivers`.
     ///
     /// # Errors
     /// If `dir` isn't a directory or the kernel refuses; needs root and `/dev/fuse`.
@@ -59,13 +59,9 @@ impl Mounted {
         image: LazyImage,
         dir: &Path,
         options: &MountOptions,
-        runtime: Handle,
+        drivers: &Drivers,
     ) -> Result<Self, MountError> {
-        let (shown, at, options_of_session) = (image.clone(), dir.to_owned(), options.clone());
-        let session = spawn_blocking(move || match options_of_session.driver {
-            Driver::Auto | Driver::Fuse => fuse::mount(shown, &at, &options_of_session, runtime),
-        })
-        .await??;
+        let session = drivers.mount(&image, dir, options).await?;
         if options.background_fill {
             for device in image.devices() {
                 device.device.start_fill();
@@ -119,5 +115,5 @@ impl Drop for Mounted {
 /// # Errors
 /// If the kernel refuses.
 pub fn detach_stale(dir: &Path) -> Result<bool, MountError> {
-    fuse::detach_all(dir)
+    mount_point::detach_all(dir)
 }

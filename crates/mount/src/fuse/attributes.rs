@@ -7,7 +7,7 @@ use fuser::{FileAttr, FileType, INodeNo};
 use std::time::{Duration, SystemTime};
 
 /// Layers never change: what the kernel once knows it may know for ever. (136 years; the kernel bounds it.)
-pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+pub(crate) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The block size that files prefer, and of `statfs`.
 pub(super) const BLOCK: u32 = 4096;

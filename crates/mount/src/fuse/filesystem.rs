@@ -1,8 +1,8 @@
 //! The filesystem that the kernel asks: stateless, its inode numbers are the tree's node numbers.
 use super::{
     attributes::{BLOCK, FOREVER, InodeNumbers, attributes, file_type, negative},
-    buffers::Buffers,
-    mount_point::MAX_READ,
+    connection::MAX_READ,
+    reads::{Bytes, Reads, failed},
 };
 use crate::{LazyError, LazyImage, Recording};
 use clipper_format::erofs::{ErofsError, FileKind, ImageInode};
@@ -22,19 +22,19 @@ const MAX_BACKGROUND: u16 = 64;
 
 /// Serves one image.
 pub(super) struct TreeFilesystem {
-    shared: Arc<Shared>,
+    image: LazyImage,
     numbers: InodeNumbers,
-    runtime: Handle,
+    reads: Reads,
+    recording: Option<Arc<Recording>>,
     /// Whether the kernel takes ENOSYS for an answer that holds for all opens.
     no_open: bool,
     no_opendir: bool,
 }
 
-/// What tasks that fetch need as well.
-struct Shared {
+/// A regular file of an image.
+struct TreeFile {
     image: LazyImage,
-    buffers: Buffers,
-    recording: Option<Arc<Recording>>,
+    file: ImageInode,
 }
 
 impl TreeFilesystem {
@@ -48,17 +48,17 @@ impl TreeFilesystem {
     ) -> Result<Self, ErofsError> {
         let root = image.tree().root();
         image.tree().inode(root)?;
-        let shared = Arc::new(Shared { image, buffers: Buffers::new(threads), recording });
-        Ok(Self { shared, numbers: InodeNumbers::new(root), runtime, no_open: false, no_opendir: false })
+        let (numbers, reads) = (InodeNumbers::new(root), Reads::new(runtime, threads));
+        Ok(Self { image, numbers, reads, recording, no_open: false, no_opendir: false })
     }
 
     pub(super) fn root_mode(&self) -> u32 {
-        let tree = self.shared.image.tree();
+        let tree = self.image.tree();
         tree.inode(tree.root()).map_or(0o40755, |root| root.mode)
     }
 
     fn inode(&self, ino: INodeNo) -> Result<ImageInode, Errno> {
-        let inode = self.shared.image.tree().inode(self.numbers.nid(ino));
+        let inode = self.image.tree().inode(self.numbers.nid(ino));
         inode.map_err(|error| damaged(ino, &error))
     }
 
@@ -71,14 +71,14 @@ impl TreeFilesystem {
         if parent_inode.kind != FileKind::Directory {
             return Err(Errno::ENOTDIR);
         }
-        let tree = self.shared.image.tree();
+        let tree = self.image.tree();
         let found = tree.lookup(&parent_inode, name.as_bytes()).map_err(|error| damaged(parent, &error))?;
         found.map(|nid| tree.inode(nid)).transpose().map_err(|error| damaged(parent, &error))
     }
 
     fn list(&self, ino: INodeNo, offset: u64, reply: &mut ReplyDirectory) -> Result<(), Errno> {
         let directory = self.inode(ino)?;
-        let entries = self.shared.image.tree().entries(&directory, offset);
+        let entries = self.image.tree().entries(&directory, offset);
         for entry in entries.map_err(|error| damaged(ino, &error))? {
             let entry = entry.map_err(|error| damaged(ino, &error))?;
             let number = self.numbers.of(entry.nid);
@@ -91,7 +91,7 @@ impl TreeFilesystem {
 
     fn list_with_attributes(&self, ino: INodeNo, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), Errno> {
         let directory = self.inode(ino)?;
-        let tree = self.shared.image.tree();
+        let tree = self.image.tree();
         for entry in tree.entries(&directory, offset).map_err(|error| damaged(ino, &error))? {
             let entry = entry.map_err(|error| damaged(ino, &error))?;
             let number = self.numbers.of(entry.nid);
@@ -123,7 +123,7 @@ impl TreeFilesystem {
             SEEK_HOLE => true,
             _ => return Err(Errno::EINVAL),
         };
-        let image = &self.shared.image;
+        let image = &self.image;
         let found = image.next_hole_or_data(&file, from, wants_hole).map_err(|error| failed(ino, &error))?;
         found.and_then(|at| i64::try_from(at).ok()).ok_or(Errno::ENXIO)
     }
@@ -133,26 +133,19 @@ impl TreeFilesystem {
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 
-impl Shared {
-    /// Reads what isn't at hand and answers.
-    async fn fetch(&self, ino: INodeNo, file: ImageInode, offset: u64, mut buffer: Vec<u8>, reply: ReplyData) {
-        match self.image.read(&file, offset, &mut buffer).await {
-            Ok(()) => reply.data(&buffer),
-            Err(error) => reply.error(failed(ino, &error)),
-        }
-        self.buffers.put(buffer);
+impl Bytes for TreeFile {
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, LazyError> {
+        self.image.try_read(&self.file, offset, buffer)
+    }
+
+    async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), LazyError> {
+        self.image.read(&self.file, offset, buffer).await
     }
 }
 
 /// What the kernel is told about a damaged tree; the log is told more.
 fn damaged(ino: INodeNo, error: &ErofsError) -> Errno {
     tracing::error!(inode = ino.0, %error, "an image's tree is damaged");
-    Errno::EIO
-}
-
-/// What the kernel is told about bytes that can't be had; the log is told more.
-fn failed(ino: INodeNo, error: &LazyError) -> Errno {
-    tracing::error!(inode = ino.0, error = error as &dyn std::error::Error, "a file can't be read");
     Errno::EIO
 }
 
@@ -200,9 +193,8 @@ impl Filesystem for TreeFilesystem {
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = self
-            .inode(ino)
-            .and_then(|inode| self.shared.image.tree().symlink(&inode).map_err(|error| damaged(ino, &error)));
+        let target =
+            self.inode(ino).and_then(|inode| self.image.tree().symlink(&inode).map_err(|error| damaged(ino, &error)));
         match target {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
@@ -234,20 +226,10 @@ impl Filesystem for TreeFilesystem {
             Err(errno) => return reply.error(errno),
         };
         let len = file.size.saturating_sub(offset).min(size.min(MAX_READ).into()) as usize;
-        if let Some(recording) = &self.shared.recording {
+        if let Some(recording) = &self.recording {
             recording.note(file.nid, offset..offset + len as u64);
         }
-        let mut buffer = self.shared.buffers.take(len);
-        match self.shared.image.try_read(&file, offset, &mut buffer) {
-            Ok(true) => reply.data(&buffer),
-            Ok(false) => {
-                let shared = Arc::clone(&self.shared);
-                self.runtime.spawn(async move { shared.fetch(ino, file, offset, buffer, reply).await });
-                return;
-            }
-            Err(error) => reply.error(failed(ino, &error)),
-        }
-        self.shared.buffers.put(buffer);
+        self.reads.answer(ino, TreeFile { image: self.image.clone(), file }, offset, len, reply);
     }
 
     fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -293,15 +275,15 @@ impl Filesystem for TreeFilesystem {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let tree = self.shared.image.tree();
+        let tree = self.image.tree();
         let bytes = tree.devices().iter().fold(0u64, |sum, device| sum.saturating_add(device.size));
         reply.statfs(bytes.div_ceil(BLOCK.into()), 0, 0, tree.inode_count(), 0, BLOCK, 255, BLOCK);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.inode(ino).and_then(|inode| {
-            self.shared.image.tree().xattr(&inode, name.as_bytes()).map_err(|error| damaged(ino, &error))
-        });
+        let value = self
+            .inode(ino)
+            .and_then(|inode| self.image.tree().xattr(&inode, name.as_bytes()).map_err(|error| damaged(ino, &error)));
         match value {
             Ok(Some(value)) => Self::reply_xattr(value, size, reply),
             Ok(None) => reply.error(Errno::ENODATA),
@@ -310,9 +292,8 @@ impl Filesystem for TreeFilesystem {
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let xattrs = self
-            .inode(ino)
-            .and_then(|inode| self.shared.image.tree().xattrs(&inode).map_err(|error| damaged(ino, &error)));
+        let xattrs =
+            self.inode(ino).and_then(|inode| self.image.tree().xattrs(&inode).map_err(|error| damaged(ino, &error)));
         match xattrs {
             Ok(xattrs) => {
                 let mut names = Vec::new();

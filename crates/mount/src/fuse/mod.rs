@@ -1,9 +1,13 @@
-//! The FUSE driver: a thin translation of kernel requests into questions to a [`LazyImage`](crate::LazyImage).
+//! The FUSE driver: a thin translation of kernel requests into questions to a [`LazyImage`](crate::LazyImage). What any
+//! filesystem of ours needs to talk with the kernel is here, too.
 mod attributes;
 mod buffers;
+mod connection;
 mod filesystem;
-mod mount_point;
+mod reads;
 mod session;
 
-pub(crate) use mount_point::detach_all;
-pub(crate) use session::{FuseSession, mount};
+pub(crate) use attributes::FOREVER;
+pub(crate) use connection::{MAX_READ, detached};
+pub(crate) use reads::{Bytes, Reads};
+pub(crate) use session::{mount, serve};

@@ -9,7 +9,7 @@ mod reclaim;
 mod trees;
 
 use crate::{
-    Beneath, LayerRef, LazyDevice, LazyError, LazyImage, MountError, MountOptions, Mounted,
+    Beneath, Drivers, LayerRef, LazyDevice, LazyError, LazyImage, MountError, MountOptions, Mounted,
     layer::LayerId,
     store::{
         flight::Flights,
@@ -68,6 +68,7 @@ pub struct Store {
     flights: Flights,
     leases: Arc<Leases>,
     hot: HotStreams,
+    drivers: Drivers,
 }
 
 /// Decoded indexes by digest.
@@ -180,6 +181,7 @@ impl Store {
             .map_err(|error| StoreError::Devices { path: devices, source: Box::new(error) })?;
         Ok(Arc::new(Self {
             client,
+            drivers: Drivers::new(root, runtime.clone()),
             runtime,
             devices,
             indexes,
@@ -239,8 +241,8 @@ impl Store {
         let indexes = self.indexes_of(layers).await?;
         self.stream_hot(layers, &indexes).await;
         let devices = self.devices_of(layers.to_vec(), indexes.clone()).await?;
-        let tree = self.tree(recipe, indexes).await?;
-        Ok(LazyImage::leased(tree, devices, Some(lease))?)
+        let (tree, file) = self.tree(recipe, indexes).await?;
+        Ok(LazyImage::leased(tree, file, devices, Some(lease))?)
     }
 
     /// Mounts `layers`, bottom first, read-only on `dir`. See [`Store::image`] and [`Mounted`].
@@ -255,7 +257,7 @@ impl Store {
         options: &MountOptions,
     ) -> Result<Mounted, MountError> {
         let image = self.image(layers, keep_whiteouts).await?;
-        Mounted::mount(image, dir, options, self.runtime.clone()).await
+        Mounted::mount(image, dir, options, &self.drivers).await
     }
 
     /// Mounts `layers`, bottom first, read-only on `dir`, to be put above `beneath`. See [`Store::image_above`].
@@ -270,7 +272,12 @@ impl Store {
         options: &MountOptions,
     ) -> Result<Mounted, MountError> {
         let image = self.image_above(layers, beneath).await?;
-        Mounted::mount(image, dir, options, self.runtime.clone()).await
+        Mounted::mount(image, dir, options, &self.drivers).await
+    }
+
+    /// The drivers that images of this store are mounted with.
+    pub fn drivers(&self) -> &Drivers {
+        &self.drivers
     }
 
     /// Makes everything that was fetched so far durable. To be called before the process ends.
@@ -392,13 +399,18 @@ impl Store {
         opened.map_err(|source| StoreError::Fetch { digest, repository: reference.to_string(), source })
     }
 
-    /// The merged tree of `recipe`: from the disk, or else made from the layers' trees in `indexes` and kept.
-    async fn tree(self: &Arc<Self>, recipe: TreeRecipe, indexes: Indexes) -> Result<Image, StoreError> {
+    /// The merged tree of `recipe` and the file that begins with it: from the disk, or else made from the layers' trees in
+    /// `indexes` and kept.
+    async fn tree(
+        self: &Arc<Self>,
+        recipe: TreeRecipe,
+        indexes: Indexes,
+    ) -> Result<(Image, Option<PathBuf>), StoreError> {
         let _guard = self.flights.enter(recipe.key()).await;
         let store = Arc::clone(self);
         spawn_blocking(move || {
             if let Some(tree) = store.trees.load(&recipe)? {
-                return Ok(tree);
+                return Ok((tree, Some(store.trees.file(&recipe))));
             }
             let mut trees = Vec::with_capacity(recipe.layers.len());
             for LayerId { index, layer } in &recipe.layers {
@@ -413,11 +425,15 @@ impl Store {
             };
             let bytes = erofs::write(&merged).map_err(StoreError::Write)?;
             drop(merged);
-            if let Err(error) = store.trees.store(&recipe, &bytes) {
-                // A full disk must not keep a container from starting: the tree is made again next time.
-                tracing::warn!(%error, "a merged tree can't be kept");
-            }
-            Image::parse(bytes.into()).map_err(StoreError::Write)
+            let file = match store.trees.store(&recipe, &bytes) {
+                Ok(()) => Some(store.trees.file(&recipe)),
+                Err(error) => {
+                    // A full disk must not keep a container from starting: the tree is made again next time.
+                    tracing::warn!(%error, "a merged tree can't be kept");
+                    None
+                }
+            };
+            Ok((Image::parse(bytes.into()).map_err(StoreError::Write)?, file))
         })
         .await?
     }

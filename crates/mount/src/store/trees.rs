@@ -82,6 +82,11 @@ impl TreeCache {
         Ok(image)
     }
 
+    /// Where the tree of `recipe` is, if it is cached.
+    pub(super) fn file(&self, recipe: &TreeRecipe) -> PathBuf {
+        self.directory.path(&file_name(recipe))
+    }
+
     /// Keeps `image`, the merged tree of `recipe`.
     pub(super) fn store(&self, recipe: &TreeRecipe, image: &[u8]) -> Result<(), StoreError> {
         let mut file = Vec::with_capacity(image.len() + recipe.layers.len() * 2 * DIGEST + FIXED);

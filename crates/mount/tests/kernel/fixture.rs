@@ -13,14 +13,14 @@ use clipper_format::{
     tar::{LayerWalker, Limits},
     zstd,
 };
-use clipper_mount::{LayerRef, MountOptions, Mounted, Store, StoreError, StoreOptions, accelerated};
+use clipper_mount::{Driver, LayerRef, MountOptions, Mounted, Store, StoreError, StoreOptions, accelerated};
 use clipper_registry::{Client, ClientOptions, Reference};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use std::{
     fs,
     io::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -201,34 +201,52 @@ fn index_layer(tar: &[u8], packing: Packing, checkpoints: &mut Vec<u8>) -> (Vec<
 
 /// A store in a directory of its own, and a place to mount on.
 pub struct Node {
-    pub root: TempDir,
+    root: PathBuf,
     pub store: Arc<Store>,
+    pub options: MountOptions,
+    temporary: Option<TempDir>,
 }
 
 impl Node {
-    pub fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let store = open_store(root.path().join("store"));
-        Self { root, store }
+    /// In a directory of its own, with images mounted by `driver`.
+    pub fn new(driver: Driver) -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let node = Self::at(temporary.path().to_owned(), driver);
+        Self { temporary: Some(temporary), ..node }
+    }
+
+    /// In the directory `root`.
+    pub fn at(root: PathBuf, driver: Driver) -> Self {
+        let store = open_store(root.join("store"));
+        Self { root, store, options: options(driver), temporary: None }
     }
 
     /// The same node with a new process.
     pub fn restarted(self) -> Self {
-        let Self { root, store } = self;
+        let Self { root, store, options, temporary } = self;
         drop(store);
-        let store = open_store(root.path().join("store"));
-        Self { root, store }
+        let store = open_store(root.join("store"));
+        Self { root, store, options, temporary }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     pub fn dir(&self, name: &str) -> PathBuf {
-        let dir = self.root.path().join(name);
+        let dir = self.root.join(name);
         fs::create_dir_all(&dir).unwrap();
         dir
     }
 
     pub async fn mount(&self, image: &Image) -> Mounted {
-        self.store.mount(&image.layers, false, &self.dir("mnt"), &MountOptions::default()).await.unwrap()
+        self.store.mount(&image.layers, false, &self.dir("mnt"), &self.options).await.unwrap()
     }
+}
+
+/// The defaults, but with this driver.
+pub fn options(driver: Driver) -> MountOptions {
+    MountOptions { driver, ..MountOptions::default() }
 }
 
 pub fn client() -> Client {

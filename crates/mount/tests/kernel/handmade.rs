@@ -1,13 +1,19 @@
-//! Trees that no layer's tar leads to here, mounted without any device: holes, data in the tree, times before 1970.
+//! Trees that no layer's tar leads to here: holes, data in the tree, times before 1970.
+use crate::fixture::options;
+use clipper_device::{ByteStream, DeviceOptions, DeviceSpec, Devices, Source, SourceError};
 use clipper_format::{
-    erofs,
+    Digest, erofs,
+    span::{Span, SpanTable, Start},
     tree::{Content, DeviceNumber, Directory, Extent, ExtentSource, FileData, Inode, Tree},
 };
-use clipper_mount::{LazyError, LazyImage, MountOptions, Mounted};
+use clipper_mount::{Driver, Drivers, LazyDevice, LazyError, LazyImage, Mounted};
 use rustix::fs::{SeekFrom, seek};
 use std::{
     fs::{self, File},
+    ops::Range,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::Path,
+    sync::Arc,
 };
 use tokio::runtime::Handle;
 
@@ -16,8 +22,10 @@ const DATA: usize = 1 << 20;
 const LEN: usize = 700;
 const SIZE: usize = (3 << 20) + 1;
 
-fn image() -> LazyImage {
-    let mut tree = Tree { inodes: vec![Inode::empty_directory()], device_sizes: Vec::new() };
+/// Its one device has nothing to do with its files, and what is kept of that lies in `dir`.
+fn image(dir: &Path) -> LazyImage {
+    let device = device(dir);
+    let mut tree = Tree { inodes: vec![Inode::empty_directory()], device_sizes: vec![device.device.size()] };
     let mut names = Directory::default();
     let mut add = |name: &str, content, mtime, mtime_nsec| {
         let id = tree.inodes.len();
@@ -33,17 +41,56 @@ fn image() -> LazyImage {
     add("device", Content::CharDevice(DeviceNumber { major: 4095, minor: 0xf_ffff }), 0, 0);
     tree.inodes[0].content = Content::Directory(names);
     tree.inodes[0].mtime = -5;
-    LazyImage::new(erofs::Image::parse(erofs::write(&tree).unwrap().into()).unwrap(), Vec::new()).unwrap()
+    LazyImage::new(erofs::Image::parse(erofs::write(&tree).unwrap().into()).unwrap(), vec![device]).unwrap()
+}
+
+/// A device without any bytes to be had.
+fn device(dir: &Path) -> LazyDevice {
+    struct Nothing;
+    #[async_trait::async_trait]
+    impl Source for Nothing {
+        async fn read(&self, _range: Range<u64>) -> Result<ByteStream, SourceError> {
+            Err(SourceError::new("nobody reads this"))
+        }
+        fn describe(&self) -> String {
+            "nothing".into()
+        }
+    }
+    let devices = Devices::open(dir.join("devices"), DeviceOptions::default(), Handle::current()).unwrap();
+    let span = Span {
+        device_offset: 0,
+        device_len: 4096,
+        source_offset: 0,
+        source_len: 4096,
+        start: Start::Stored,
+        blake3: [0; 32],
+    };
+    let layer = Digest::of(b"layer");
+    let device = devices.device(DeviceSpec {
+        digest: layer,
+        source_size: 4096,
+        spans: SpanTable::new(vec![span], 4096).unwrap(),
+        checkpoint_groups: Vec::new(),
+        layer: Arc::new(Nothing),
+        checkpoints: None,
+    });
+    LazyDevice { layer, device: device.unwrap() }
+}
+
+async fn mount(dir: &Path, driver: Driver) -> Mounted {
+    let target = dir.join("mnt");
+    fs::create_dir(&target).unwrap();
+    let drivers = Drivers::new(dir.to_owned(), Handle::current());
+    Mounted::mount(image(dir), &target, &options(driver), &drivers).await.unwrap()
 }
 
 fn content() -> Vec<u8> {
     (0..SIZE).map(|at| if (DATA..DATA + LEN).contains(&at) { (at % 255) as u8 + 1 } else { 0 }).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handmade_tree_is_shown_as_it_is() {
+async fn a_handmade_tree_is_shown_as_it_is(driver: Driver) {
     let dir = tempfile::tempdir().unwrap();
-    let mounted = Mounted::mount(image(), dir.path(), &MountOptions::default(), Handle::current()).await.unwrap();
+    let mounted = mount(dir.path(), driver).await;
     let path = |name: &str| mounted.dir().join(name);
     let time = |name: &str| {
         let status = fs::metadata(path(name)).unwrap();
@@ -61,10 +108,9 @@ async fn a_handmade_tree_is_shown_as_it_is() {
     assert_eq!((rustix::fs::major(number), rustix::fs::minor(number)), (4095, 0xf_ffff));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn holes_and_data_can_be_found_by_seeking() {
+async fn holes_and_data_can_be_found_by_seeking(driver: Driver) {
     let dir = tempfile::tempdir().unwrap();
-    let mounted = Mounted::mount(image(), dir.path(), &MountOptions::default(), Handle::current()).await.unwrap();
+    let mounted = mount(dir.path(), driver).await;
     let file = File::open(mounted.dir().join("sparse")).unwrap();
     let data = seek(&file, SeekFrom::Data(0)).unwrap() as usize;
     let end = seek(&file, SeekFrom::Hole(data as u64)).unwrap() as usize;
@@ -77,7 +123,8 @@ async fn holes_and_data_can_be_found_by_seeking() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_can_be_read_without_a_mount() {
-    let image = image();
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path());
     let tree = image.tree();
     let root = tree.inode(tree.root()).unwrap();
     let nid = tree.lookup(&root, b"sparse").unwrap().unwrap();
@@ -95,4 +142,9 @@ fn a_tree_is_not_joined_to_devices_that_it_was_not_made_for() {
     tree.device_sizes = vec![4096];
     let tree = erofs::Image::parse(erofs::write(&tree).unwrap().into()).unwrap();
     assert!(matches!(LazyImage::new(tree, Vec::new()), Err(LazyError::DeviceCount { expected: 1, found: 0 })));
+}
+
+over_both_drivers! {
+    a_handmade_tree_is_shown_as_it_is,
+    holes_and_data_can_be_found_by_seeking,
 }

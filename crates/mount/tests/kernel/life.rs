@@ -1,18 +1,24 @@
 //! How mounts begin and end, and how a store gets rid of what nobody uses.
 use crate::{
-    fixture::{Image, Node, Packing, resolve},
+    fixture::{Image, Node, Packing, options, resolve},
     tarball::Entry,
     walk::noise,
 };
-use clipper_mount::{AcceleratedError, MountError, MountOptions, detach_stale};
+use clipper_mount::{AcceleratedError, Driver, Drivers, MountError, MountOptions, detach_stale};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::{
     fs::{self, File},
     io::Read as _,
+    os::unix::fs::FileExt as _,
     path::Path,
-    time::Duration,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
-use tokio::time::timeout;
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -26,9 +32,8 @@ fn is_mounted(dir: &Path) -> bool {
     mounts.lines().any(|line| line.split(' ').nth(4) == dir.to_str())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unmount_from_outside_ends_the_session() {
-    let (image, node) = (image(), Node::new());
+async fn an_unmount_from_outside_ends_the_session(driver: Driver) {
+    let (image, node) = (image(), Node::new(driver));
     let mounted = node.mount(&image).await;
     assert!(mounted.is_live());
     unmount(mounted.dir(), UnmountFlags::empty()).unwrap();
@@ -41,9 +46,8 @@ async fn an_unmount_from_outside_ends_the_session() {
     assert_eq!(fs::read(again.dir().join("file")).unwrap().len(), 300_000);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drop_unmounts_and_open_files_stay_readable() {
-    let (image, node) = (image(), Node::new());
+async fn a_drop_unmounts_and_open_files_stay_readable(driver: Driver) {
+    let (image, node) = (image(), Node::new(driver));
     let mounted = node.mount(&image).await;
     let dir = mounted.dir().to_owned();
     let mut open = File::open(dir.join("file")).unwrap();
@@ -56,9 +60,8 @@ async fn a_drop_unmounts_and_open_files_stay_readable() {
     drop((open, life));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unmounting_twice_is_once_and_ends_when_the_last_file_is_closed() {
-    let (image, node) = (image(), Node::new());
+async fn unmounting_twice_is_once_and_ends_when_the_last_file_is_closed(driver: Driver) {
+    let (image, node) = (image(), Node::new(driver));
     let mounted = node.mount(&image).await;
     let open = File::open(mounted.dir().join("file")).unwrap();
     mounted.unmount().unwrap();
@@ -70,9 +73,8 @@ async fn unmounting_twice_is_once_and_ends_when_the_last_file_is_closed() {
     mounted.unmount().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_covers_the_image_is_left_alone() {
-    let (image, node) = (image(), Node::new());
+async fn what_covers_the_image_is_left_alone(driver: Driver) {
+    let (image, node) = (image(), Node::new(driver));
     let mounted = node.mount(&image).await;
     mount("tmpfs", mounted.dir(), "tmpfs", MountFlags::empty(), None).unwrap();
     let error = mounted.unmount().unwrap_err();
@@ -83,9 +85,50 @@ async fn what_covers_the_image_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recorded_mount_shows_every_read_whatever_the_driver() {
+    let content = noise(1, 300_000);
+    let (image, node) = (image(), Node::new(Driver::Erofs));
+    let recording = std::sync::Arc::new(clipper_mount::Recording::default());
+    let options = MountOptions { recording: Some(recording.clone()), ..node.options.clone() };
+    let mounted = node.store.mount(&image.layers, false, &node.dir("mnt"), &options).await.unwrap();
+    assert!(fs::read(mounted.dir().join("file")).unwrap() == content);
+    let touches = recording.touches(mounted.image()).unwrap();
+    assert_eq!(touches.last().map(|touch| (touch.path.as_slice(), touch.range.end)), Some((&b"/file"[..], 300_000)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn auto_is_erofs_on_this_kernel_and_what_shows_the_image_is_what_was_asked_for() {
+    for (driver, kind) in [(Driver::Auto, "erofs"), (Driver::Erofs, "erofs"), (Driver::Fuse, "fuse.clipper")] {
+        let (image, node) = (image(), Node::new(driver));
+        let mounted = node.mount(&image).await;
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let found: Vec<_> =
+            fields.filter(|fields| Path::new(fields[1]) == mounted.dir()).map(|f| f[2].to_owned()).collect();
+        assert_eq!(found, [kind]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_erofs_cannot_work_auto_is_fuse_and_erofs_says_why() {
+    // No file on a tmpfs can be mounted.
+    let node = Node::new(Driver::Auto);
+    let tmpfs = node.dir("tmpfs");
+    mount("tmpfs", &tmpfs, "tmpfs", MountFlags::empty(), None).unwrap();
+    let drivers = Drivers::new(tmpfs.clone(), Handle::current());
+    let chosen = (drivers.choose(Driver::Auto).await, drivers.choose(Driver::Fuse).await);
+    let refused = drivers.choose(Driver::Erofs).await;
+    unmount(&tmpfs, UnmountFlags::DETACH).unwrap();
+    assert!(matches!(chosen, (Ok(Driver::Fuse), Ok(Driver::Fuse))), "{chosen:?}");
+    let Err(MountError::NoErofs(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.to_string(), "EROFS can't be used here: opening the tree with EROFS");
+    assert!(std::error::Error::source(&error).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_aborted_connection_ends_the_session_and_is_unmounted() {
     use std::os::unix::fs::MetadataExt as _;
-    let (image, node) = (image(), Node::new());
+    let (image, node) = (image(), Node::new(Driver::Fuse));
     let mounted = node.mount(&image).await;
     let device = rustix::fs::minor(fs::metadata(mounted.dir()).unwrap().dev());
     let control = node.dir("control");
@@ -100,9 +143,8 @@ async fn an_aborted_connection_ends_the_session_and_is_unmounted() {
     assert!(!is_mounted(&dir));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_dead_process_left_mounted_is_detached_layer_by_layer() {
-    let (image, node) = (image(), Node::new());
+async fn what_a_dead_process_left_mounted_is_detached_layer_by_layer(driver: Driver) {
+    let (image, node) = (image(), Node::new(driver));
     let dir = node.dir("mnt");
     assert!(!detach_stale(&dir).unwrap());
     assert!(!detach_stale(&dir.join("missing")).unwrap());
@@ -115,28 +157,98 @@ async fn what_a_dead_process_left_mounted_is_detached_layer_by_layer() {
     }
 }
 
+/// Where the process of [`a_process_to_be_killed`] mounts what, with which driver.
+const CHILD: [&str; 3] = ["CLIPPER_TEST_ROOT", "CLIPPER_TEST_IMAGE", "CLIPPER_TEST_DRIVER"];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_place_that_cannot_be_mounted_on_is_named() {
-    let (image, node) = (image(), Node::new());
-    let options = MountOptions::default();
-    let file = node.root.path().join("file");
+#[ignore = "started and killed by another test"]
+async fn a_process_to_be_killed() {
+    let [root, image, driver] = CHILD.map(|name| std::env::var(name).unwrap());
+    let node = Node::at(root.into(), driver.parse().unwrap());
+    let found = resolve(&image.parse().unwrap()).await.unwrap();
+    let layers: Vec<_> = found.layers.into_iter().map(|layer| layer.reference).collect();
+    let _mounted = node.store.mount(&layers, false, &node.dir("mnt"), &node.options).await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+async fn a_killed_process_leaves_errors_to_readers_and_never_zeros(driver: Driver) {
+    let (warm, cold) = (noise(1, 300_000), noise(2, 2_000_000));
+    let image = Image::gzip(&[Entry::dir("."), Entry::file("warm", warm.clone()), Entry::file("cold", cold)]);
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("mnt");
+    fs::create_dir(&dir).unwrap();
+    let values =
+        [root.path().display().to_string(), image.reference("latest_accelerated").to_string(), driver.to_string()];
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "life::a_process_to_be_killed"])
+        .envs(CHILD.into_iter().zip(values))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !is_mounted(&dir) {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "nothing is mounted");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(fs::read(dir.join("warm")).unwrap() == warm);
+    let file = File::open(dir.join("cold")).unwrap();
+    // One reader is waiting when the process dies.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let waiting = file.try_clone().unwrap();
+    let waiting = thread::spawn(move || waiting.read_exact_at(&mut [0; 4096], 1_000_000));
+    sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(waiting.join().unwrap().is_err());
+    for at in (0..2_000_000).step_by(4096) {
+        assert!(file.read_exact_at(&mut [0; 1], at).is_err(), "byte {at}");
+    }
+    // What the kernel had already it may keep.
+    assert!(fs::read(dir.join("warm")).is_ok_and(|bytes| bytes == warm) || driver == Driver::Fuse);
+
+    assert!(detach_stale(&dir).unwrap());
+    assert!(!is_mounted(&dir));
+    let node = Node::at(root.path().to_owned(), driver);
+    let mounted = node.mount(&image).await;
+    assert!(fs::read(mounted.dir().join("cold")).unwrap() == noise(2, 2_000_000));
+}
+
+async fn a_mount_that_fails_leaves_nothing_behind(driver: Driver) {
+    let (image, node) = (image(), Node::new(driver));
+    let file = node.root().join("file");
     fs::write(&file, "").unwrap();
-    for place in [file, node.root.path().join("missing")] {
+    node.store.mount(&image.layers, false, &file, &node.options).await.err().unwrap();
+    // Neither a mount nor a use of the image.
+    assert!(!is_mounted(&file));
+    let deadline = Instant::now() + PATIENCE;
+    while node.store.retain(&[]).await.unwrap() == 0 {
+        assert!(Instant::now() < deadline, "something still uses the image");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn a_place_that_cannot_be_mounted_on_is_named(driver: Driver) {
+    let (image, node) = (image(), Node::new(driver));
+    let options = options(driver);
+    let file = node.root().join("file");
+    fs::write(&file, "").unwrap();
+    for place in [file, node.root().join("missing")] {
         let error = node.store.mount(&image.layers, false, &place, &options).await.err().unwrap();
         assert!(matches!(&error, MountError::Kernel { dir, .. } if *dir == place), "{error}");
         assert!(error.to_string().contains(place.to_str().unwrap()), "{error}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn images_that_share_a_layer_share_its_device_and_the_last_to_go_frees_it() {
+async fn images_that_share_a_layer_share_its_device_and_the_last_to_go_frees_it(driver: Driver) {
     let base = [Entry::dir("."), Entry::file("base", noise(1, 400_000))];
     let (one, two) = ([Entry::file("one", noise(2, 200_000))], [Entry::file("two", noise(3, 200_000))]);
     let first = Image::new(&[(&base, Packing::Gzip), (&one, Packing::Gzip)]);
     let second = Image::new(&[(&base, Packing::Gzip), (&two, Packing::Gzip)]);
-    let node = Node::new();
+    let node = Node::new(driver);
     assert_eq!(node.store.usage(&first.layers[0]).await.unwrap(), 0);
-    let options = MountOptions::default();
+    let options = options(driver);
     let a = node.store.mount(&first.layers, false, &node.dir("a"), &options).await.unwrap();
     let b = node.store.mount(&second.layers, false, &node.dir("b"), &options).await.unwrap();
     assert!(std::sync::Arc::ptr_eq(&a.image().devices()[0].device, &b.image().devices()[0].device));
@@ -161,15 +273,14 @@ async fn images_that_share_a_layer_share_its_device_and_the_last_to_go_frees_it(
     assert!(freed >= cached, "{freed}");
     assert_eq!(node.store.usage(&second.layers[0]).await.unwrap(), 0);
     for dir in ["indexes", "trees"] {
-        assert_eq!(fs::read_dir(node.root.path().join("store").join(dir)).unwrap().count(), 0, "{dir}");
+        assert_eq!(fs::read_dir(node.root().join("store").join(dir)).unwrap().count(), 0, "{dir}");
     }
     // And it all works again from nothing.
     let b = node.mount(&second).await;
     assert!(fs::read(b.dir().join("two")).unwrap() == noise(3, 200_000));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reference_leads_to_the_layers_and_an_ordinary_image_says_what_to_do() {
+async fn a_reference_leads_to_the_layers_and_an_ordinary_image_says_what_to_do(driver: Driver) {
     let image = image();
     let found = resolve(&image.reference("latest_accelerated")).await.unwrap();
     assert_eq!(found.platform.to_string(), "linux/amd64");
@@ -177,12 +288,25 @@ async fn a_reference_leads_to_the_layers_and_an_ordinary_image_says_what_to_do()
     assert_eq!(found.layers[0].digest, image.layers[0].layer);
     assert_eq!(found.index.digest, image.layers[0].index);
     assert!(found.checkpoints.is_some());
-    let node = Node::new();
+    let node = Node::new(driver);
     let layers: Vec<_> = found.layers.into_iter().map(|layer| layer.reference).collect();
-    let mounted = node.store.mount(&layers, false, &node.dir("mnt"), &MountOptions::default()).await.unwrap();
+    let mounted = node.store.mount(&layers, false, &node.dir("mnt"), &options(driver)).await.unwrap();
     assert!(fs::read(mounted.dir().join("file")).unwrap() == noise(1, 300_000));
 
     let error = resolve(&image.reference("plain")).await.unwrap_err();
     assert!(matches!(error, AcceleratedError::NotAccelerated { .. }), "{error}");
     assert!(error.to_string().contains("clipper convert oci:"), "{error}");
+}
+
+over_both_drivers! {
+    an_unmount_from_outside_ends_the_session,
+    a_drop_unmounts_and_open_files_stay_readable,
+    unmounting_twice_is_once_and_ends_when_the_last_file_is_closed,
+    what_covers_the_image_is_left_alone,
+    what_a_dead_process_left_mounted_is_detached_layer_by_layer,
+    a_killed_process_leaves_errors_to_readers_and_never_zeros,
+    a_mount_that_fails_leaves_nothing_behind,
+    a_place_that_cannot_be_mounted_on_is_named,
+    images_that_share_a_layer_share_its_device_and_the_last_to_go_frees_it,
+    a_reference_leads_to_the_layers_and_an_ordinary_image_says_what_to_do,
 }

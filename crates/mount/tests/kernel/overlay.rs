@@ -1,11 +1,11 @@
 //! The mount as a lower layer of overlayfs, as containers use it.
 use crate::{
-    fixture::{Image, Node, Packing},
+    fixture::{Image, Node, Packing, options},
     tarball::{Entry, Kind},
     walk::{noise, view},
 };
 use clipper_format::Digest;
-use clipper_mount::{Beneath, MountOptions};
+use clipper_mount::{Beneath, Driver};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::{
     ffi::CString,
@@ -40,8 +40,7 @@ impl Drop for Overlay {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_overlay_reads_through_copies_up_and_covers() {
+async fn an_overlay_reads_through_copies_up_and_covers(driver: Driver) {
     let content = noise(1, 500_000);
     let a = Entry::file("dir/a", content.clone()).mode(0o640).owner(5, 6).xattr("user.x", b"kept");
     let entries = [
@@ -53,7 +52,7 @@ async fn an_overlay_reads_through_copies_up_and_covers() {
         Entry::dir("removed"),
         Entry::file("removed/x", "x"),
     ];
-    let (image, node) = (Image::gzip(&entries), Node::new());
+    let (image, node) = (Image::gzip(&entries), Node::new(driver));
     let mounted = node.mount(&image).await;
     let overlay = Overlay::new(&node, &[mounted.dir()]);
     let lower = view(mounted.dir());
@@ -80,8 +79,18 @@ async fn an_overlay_reads_through_copies_up_and_covers() {
     assert!(view(mounted.dir()) == lower);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tree_with_whiteouts_covers_an_ordinary_directory_below_it() {
+async fn an_overlay_may_lie_on_an_overlay_as_containers_in_containers_have_it(driver: Driver) {
+    let (image, node) = (Image::gzip(&[Entry::dir("."), Entry::file("file", "x")]), Node::new(driver));
+    let mounted = node.mount(&image).await;
+    let outer = Overlay::new(&node, &[mounted.dir()]);
+    let inner = node.dir("inner");
+    let options = CString::new(format!("lowerdir={}:{}", outer.0.display(), node.dir("empty").display())).unwrap();
+    rustix::mount::mount("overlay", &inner, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+    let inner = Overlay(inner);
+    assert_eq!(fs::read(inner.path("file")).unwrap(), b"x");
+}
+
+async fn a_tree_with_whiteouts_covers_an_ordinary_directory_below_it(driver: Driver) {
     let first = [
         Entry::dir("dir"),
         Entry::file("dir/.wh.gone", ""),
@@ -93,7 +102,7 @@ async fn a_tree_with_whiteouts_covers_an_ordinary_directory_below_it() {
     ];
     let second = [Entry::file("dir/more", "more"), Entry::file("opaque/newer", "newer")];
     let image = Image::new(&[(&first, Packing::Gzip), (&second, Packing::Gzip)]);
-    let node = Node::new();
+    let node = Node::new(driver);
     let ordinary = node.dir("ordinary");
     for (name, text) in
         [("dir/gone", "x"), ("dir/kept", "kept"), ("dir/replaced", "old"), ("opaque/old", "x"), ("tree/x", "x")]
@@ -102,7 +111,7 @@ async fn a_tree_with_whiteouts_covers_an_ordinary_directory_below_it() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
-    let options = MountOptions::default();
+    let options = options(driver);
     let mounted = node.store.mount(&image.layers, true, &node.dir("mnt"), &options).await.unwrap();
     assert_eq!(xattr::get(mounted.dir().join("opaque"), "trusted.overlay.opaque").unwrap().unwrap(), b"y");
     let overlay = Overlay::new(&node, &[mounted.dir(), &ordinary]);
@@ -113,16 +122,15 @@ async fn a_tree_with_whiteouts_covers_an_ordinary_directory_below_it() {
     assert_eq!(seen[&b"dir/kept"[..]].kind, Kind::File(b"kept".to_vec()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn directories_that_no_layer_described_look_as_they_do_beneath() {
+async fn directories_that_no_layer_described_look_as_they_do_beneath(driver: Driver) {
     let image = Image::gzip(&[Entry::file("tmp/x", "x"), Entry::file("new/x", "x")]);
-    let node = Node::new();
+    let node = Node::new(driver);
     let ordinary = node.dir("ordinary");
     fs::create_dir(ordinary.join("tmp")).unwrap();
     fs::set_permissions(ordinary.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     std::os::unix::fs::chown(ordinary.join("tmp"), Some(7), Some(8)).unwrap();
     let beneath = Beneath { id: Digest::of(b"beneath"), dirs: vec![ordinary.clone()] };
-    let options = MountOptions::default();
+    let options = options(driver);
     let mounted = node.store.mount_above(&image.layers, &beneath, &node.dir("mnt"), &options).await.unwrap();
     let overlay = Overlay::new(&node, &[mounted.dir(), &ordinary]);
     let seen = view(&overlay.0);
@@ -132,8 +140,7 @@ async fn directories_that_no_layer_described_look_as_they_do_beneath() {
     assert_eq!(seen[&b"tmp/x"[..]].kind, Kind::File(b"x".to_vec()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn programs_run_from_an_overlay_and_set_user_id_is_honoured() {
+async fn programs_run_from_an_overlay_and_set_user_id_is_honoured(driver: Driver) {
     // A shell and what it is linked with, from this machine.
     let mut entries = vec![Entry::dir("."), Entry::dir("bin"), Entry::dir("lib64"), Entry::dir("proc")];
     let program = fs::canonicalize("/usr/bin/id").unwrap();
@@ -151,10 +158,18 @@ async fn programs_run_from_an_overlay_and_set_user_id_is_honoured() {
         entries.push(Entry::file(&name, fs::read(library).unwrap()).mode(0o755));
     }
     entries.push(Entry::file("bin/id", fs::read(&program).unwrap()).mode(0o4755).owner(1234, 0));
-    let (image, node) = (Image::gzip(&entries), Node::new());
+    let (image, node) = (Image::gzip(&entries), Node::new(driver));
     let mounted = node.mount(&image).await;
     let overlay = Overlay::new(&node, &[mounted.dir()]);
     let output = Command::new("chroot").arg(&overlay.0).args(["/bin/id", "-u"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(output.stdout, b"1234\n");
+}
+
+over_both_drivers! {
+    an_overlay_reads_through_copies_up_and_covers,
+    an_overlay_may_lie_on_an_overlay_as_containers_in_containers_have_it,
+    a_tree_with_whiteouts_covers_an_ordinary_directory_below_it,
+    directories_that_no_layer_described_look_as_they_do_beneath,
+    programs_run_from_an_overlay_and_set_user_id_is_honoured,
 }
