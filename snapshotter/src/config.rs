@@ -2,9 +2,9 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use clipper_device::DeviceOptions;
-use clipper_mount::MountOptions;
+use clipper_mount::{Driver, MountOptions};
 use clipper_registry::ClientOptions;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use std::path::{Path, PathBuf};
 
 /// Clipper's snapshotter for containerd: mounts images before they are downloaded.
@@ -38,6 +38,10 @@ pub struct Arguments {
     /// [default: /run/containerd/containerd.sock].
     #[arg(long, value_name = "SOCKET")]
     pub containerd_address: Option<PathBuf>,
+    /// What shows images to the kernel: erofs, fuse, or auto, which is erofs where this kernel can (Linux 6.12 and
+    /// later) and fuse elsewhere [default: auto].
+    #[arg(long, value_name = "DRIVER")]
+    pub driver: Option<Driver>,
     /// What to log: error, warn, info, debug, trace, or directives such as `info,clipper_device=debug`
     /// [default: info].
     #[arg(long, value_name = "LEVEL")]
@@ -56,12 +60,19 @@ pub struct Config {
     pub log_level: String,
     /// containerd's own socket, asked where an image came from when a pull doesn't say.
     pub containerd_address: PathBuf,
+    /// What shows images to the kernel.
+    #[serde(deserialize_with = "driver")]
+    pub driver: Driver,
     /// Whether mounted images are loaded whole in the background.
     pub background_fill: bool,
     /// How registries are spoken to.
     pub registry: RegistryConfig,
     /// How data is fetched.
     pub fetch: FetchConfig,
+}
+
+fn driver<'de, D: Deserializer<'de>>(from: D) -> Result<Driver, D::Error> {
+    String::deserialize(from)?.parse().map_err(de::Error::custom)
 }
 
 /// How data is fetched, over all images of the node.
@@ -141,6 +152,7 @@ impl Default for Config {
             root: "/var/lib/clipper-snapshotter".into(),
             log_level: "info".into(),
             containerd_address: "/run/containerd/containerd.sock".into(),
+            driver: Driver::default(),
             background_fill: true,
             registry: RegistryConfig::default(),
             fetch: FetchConfig::default(),
@@ -158,10 +170,11 @@ impl Config {
                 Self::parse(&text).with_context(|| format!("in {}", path.display()))?
             }
         };
-        let Arguments { config: _, address, root, containerd_address, log_level } = arguments;
+        let Arguments { config: _, address, root, containerd_address, driver, log_level } = arguments;
         config.address = address.unwrap_or(config.address);
         config.root = root.unwrap_or(config.root);
         config.containerd_address = containerd_address.unwrap_or(config.containerd_address);
+        config.driver = driver.unwrap_or(config.driver);
         config.log_level = log_level.unwrap_or(config.log_level);
         config.root = std::path::absolute(&config.root).context("make the root absolute")?;
         config.check()?;
@@ -170,7 +183,7 @@ impl Config {
 
     /// How images are mounted.
     pub fn mount_options(&self) -> MountOptions {
-        MountOptions { background_fill: self.background_fill, ..MountOptions::default() }
+        MountOptions { driver: self.driver, background_fill: self.background_fill, ..MountOptions::default() }
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -211,6 +224,15 @@ mod tests {
         let config = Config::load(arguments(&["--config", file, "--root", "/b"])).unwrap();
         let registry = RegistryConfig { plain_http: true, ..RegistryConfig::default() };
         assert_eq!(config, Config { root: "/b".into(), address: "/s".into(), registry, ..Config::default() });
+    }
+
+    #[test]
+    fn a_driver_is_called_by_its_name() {
+        let config = Config::parse("driver = \"fuse\"").unwrap();
+        assert_eq!(config.mount_options().driver, Driver::Fuse);
+        assert_eq!(Config::load(arguments(&["--driver", "erofs"])).unwrap().driver, Driver::Erofs);
+        let error = Config::parse("driver = \"nfs\"").unwrap_err().to_string();
+        assert!(error.contains("expected auto, erofs or fuse"), "{error}");
     }
 
     #[test]

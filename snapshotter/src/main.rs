@@ -63,11 +63,13 @@ async fn run(config: Config) -> Result<()> {
     let client = Client::new(config.registry.client_options()).context("set up the registry client")?;
     let options = StoreOptions { root: root.clone(), client: client.clone(), devices: config.fetch.device_options() };
     let store = Store::open(options, Handle::current()).context("open the store of cached data")?;
+    // Now rather than at the first mount: who asks for a driver that can't work here should hear of it at once.
+    let driver = store.drivers().choose(config.driver).await.context("set up the driver of mounts")?;
     let containerd = ContentStore::new(config.containerd_address.clone());
     let ordinary = Ordinary::open(root, client.clone(), containerd.clone())?;
     let remote = Remote::open(root, client, Arc::clone(&store), containerd, config.mount_options())?;
     let lifecycle = Lifecycle::open(root, remote, ordinary).await?;
-    tracing::info!(address = %config.address.display(), root = %root.display(), "serving");
+    tracing::info!(address = %config.address.display(), root = %root.display(), %driver, "serving");
     let served = socket.serve(Service::new(lifecycle)).await;
     // What was fetched in the last seconds isn't known to be on disk yet: the next daemon shouldn't fetch it again.
     store.flush().await.context("record what is cached")?;
