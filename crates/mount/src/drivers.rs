@@ -102,13 +102,13 @@ impl Inner {
         fuse::mount(image, dir, options, self.runtime.clone())
     }
 
-    fn mount_erofs(&self, image: LazyImage, dir: &Path, _options: &MountOptions) -> Result<Session, MountError> {
+    fn mount_erofs(&self, image: LazyImage, dir: &Path, options: &MountOptions) -> Result<Session, MountError> {
         let refused = |source| {
             let doing = "starting the file system of devices";
             MountError::Kernel { dir: dir.to_owned(), doing, source }
         };
         let files = self.device_files().map_err(refused)?;
-        erofs::mount(&image, dir, &files, &self.scratch)
+        erofs::mount(&image, dir, &files, &self.scratch, options.read_ahead_kib)
     }
 
     /// The device filesystem, started if it isn't running.

@@ -52,8 +52,8 @@ pub struct MountOptions {
     /// Threads that answer the kernel, at least 1, with the driver `fuse`; those of `erofs` are the process's. They only
     /// answer what is cached: a fetch doesn't hold one up.
     pub threads: usize,
-    /// KiB that the kernel reads ahead of a sequential reader and around a page fault, with the driver `fuse`; EROFS keeps
-    /// to the kernel's default, 128. Devices read ahead by themselves
+    /// KiB that the kernel reads ahead of a sequential reader and around a page fault: the same with either driver, so
+    /// that a hot blob that was laid out by what one of them read suits the other. Devices read ahead by themselves
     /// while they are filled, so more only fetches spans that nobody needs: a first `rustc --print cfg` makes 125 MB of
     /// spans come at 128 KiB, 136 at 256, 143 at 512, 152 at 1024. What is cached costs the same CPU time at all of these.
     pub read_ahead_kib: u32,

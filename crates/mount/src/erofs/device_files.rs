@@ -14,7 +14,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -29,6 +29,7 @@ pub(crate) struct DeviceFiles {
     root: OwnedFd,
     files: Arc<OpenFiles>,
     ended: Arc<AtomicBool>,
+    mounting: Mutex<()>,
 }
 
 /// The device files of an image about to be mounted; they vanish when this is dropped, unless it is [kept](Self::keep).
@@ -52,12 +53,17 @@ impl DeviceFiles {
             ended_at_end.store(true, Ordering::Release);
             files_at_end.end(life);
         })?;
-        Ok(Self { root, files, ended })
+        Ok(Self { root, files, ended, mounting: Mutex::default() })
     }
 
     /// Whether it answers no more: somebody aborted its connection.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// Keeps others from mounting meanwhile.
+    pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
+        self.mounting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Files of the devices of `image`, for one mount.

@@ -9,6 +9,7 @@ mod filesystem;
 mod mount;
 mod open_files;
 mod probe;
+mod read_ahead;
 
 pub(crate) use device_files::DeviceFiles;
 pub(crate) use mount::mount;

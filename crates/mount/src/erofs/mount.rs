@@ -2,6 +2,7 @@
 use super::{
     DeviceFiles,
     context::{self, path_of},
+    read_ahead::Before,
 };
 use crate::{
     LazyImage, MountError,
@@ -20,8 +21,14 @@ use std::{
 };
 
 /// Mounts `image`, which must have a device, on `dir`, with its devices served by `files`. A tree that isn't in a file yet
-/// is put in one without a name in directory `scratch`. Blocks.
-pub(crate) fn mount(image: &LazyImage, dir: &Path, files: &DeviceFiles, scratch: &Path) -> Result<Session, MountError> {
+/// is put in one without a name in directory `scratch`. The kernel reads `read_ahead_kib` KiB ahead. Blocks.
+pub(crate) fn mount(
+    image: &LazyImage,
+    dir: &Path,
+    files: &DeviceFiles,
+    scratch: &Path,
+    read_ahead_kib: u32,
+) -> Result<Session, MountError> {
     let refused = |(doing, source)| MountError::Kernel { dir: dir.to_owned(), doing, source };
     let real = fs::canonicalize(dir).map_err(|error| refused(("looking for the directory to mount on", error)))?;
     if image.devices().is_empty() {
@@ -38,7 +45,15 @@ pub(crate) fn mount(image: &LazyImage, dir: &Path, files: &DeviceFiles, scratch:
         }
     };
     let devices = files.add(image);
-    let made = context::make(&tree, &devices.paths).map_err(refused)?;
+    let made = {
+        let _alone = files.alone();
+        let before = Before::now();
+        let made = context::make(&tree, &devices.paths).map_err(refused)?;
+        if let Err(error) = before.and_then(|before| before.set(read_ahead_kib)) {
+            tracing::warn!(dir = %real.display(), %error, "read-ahead stays at the kernel's default");
+        }
+        made
+    };
     rustix::mount::move_mount(&made, "", CWD, &real, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|error| refused(("mounting", error.into())))?;
     let mount_point = MountPoint::of(real.clone()).inspect_err(|_| {

@@ -15,7 +15,7 @@ use std::{
     },
 };
 
-fn awkward_layer() -> Vec<Entry> {
+pub fn awkward_layer() -> Vec<Entry> {
     let long = "n".repeat(255);
     let deep: Vec<String> = (1..=40).map(|depth| vec!["d"; depth].join("/")).collect();
     let su = Entry::file("bin/su", noise(1, 70_000)).mode(0o4755).xattr("security.capability", CAPABILITY);

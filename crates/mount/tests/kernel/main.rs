@@ -27,4 +27,5 @@ mod life;
 mod overlay;
 mod reads;
 mod tarball;
+mod tools;
 mod walk;
