@@ -10,6 +10,8 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 FUZZ_SECONDS ?= 60
 RUNS ?= 5
+# Tests of whole programs that run again over the driver fuse; the driver is erofs where the kernel has it.
+OVER_FUSE := conformance fidelity integrity run:: mixed remote removal survival
 
 .PHONY: help
 help:
@@ -41,7 +43,9 @@ demo: demo-image ## convert a real image, start it before it is downloaded, and 
 
 .PHONY: test
 test: images check fuzz-smoke ## everything: format, lints, licences, fuzzing in short, unit tests, end to end, conformance
-	$(CARGO) test --release --workspace --no-fail-fast 2>&1 | scripts/count-tests
+	{ $(CARGO) test --release --workspace --no-fail-fast && \
+	  CLIPPER_TEST_DRIVER=fuse $(CARGO) test --release --workspace --no-fail-fast --test e2e --test grpc -- $(OVER_FUSE); } \
+	  2>&1 | scripts/count-tests
 
 .PHONY: check
 check: build ## formatting, clippy, licences and sources

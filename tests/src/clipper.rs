@@ -39,6 +39,11 @@ pub fn convert_with(reference: &str, more: &[&str]) -> Result<(String, Value)> {
     Ok((format!("{reference}_accelerated"), report))
 }
 
+/// The driver that images are mounted with: `$CLIPPER_TEST_DRIVER`, so that tests can be run again over another one.
+pub fn driver() -> String {
+    std::env::var("CLIPPER_TEST_DRIVER").unwrap_or_else(|_| "auto".into())
+}
+
 /// A running `clipper-snapshotter`.
 #[derive(Debug)]
 pub struct Snapshotter {
@@ -62,7 +67,8 @@ impl Snapshotter {
     pub fn launch(&mut self) -> Result<()> {
         let (socket, root) = (self.socket.display().to_string(), self.root.display().to_string());
         let config = self.scratch.join("config.toml");
-        let (mut args, config_text) = (vec!["--address", &socket, "--root", &root], config.display().to_string());
+        let (driver, config_text) = (driver(), config.display().to_string());
+        let mut args = vec!["--address", &socket, "--root", &root, "--driver", &driver];
         if config.exists() {
             args.extend(["--config", &config_text]);
         }
@@ -150,7 +156,8 @@ impl LazyMount {
         let scratch = Scratch::new("mount")?;
         let (at, cache) = (scratch.subdir("at")?, scratch.subdir("cache")?);
         let (at_text, cache_text) = (at.display().to_string(), cache.display().to_string());
-        let args = ["mount", "--cache", &cache_text, reference, &at_text];
+        let driver = driver();
+        let args = ["mount", "--cache", &cache_text, "--driver", &driver, reference, &at_text];
         let mut daemon = Daemon::start("clipper mount", &program("clipper")?, &args, &scratch.join("log"))?;
         daemon.wait_until("mounting", Duration::from_secs(30), || is_mounted(&at).then_some(()))?;
         Ok(Self { daemon, at, scratch })

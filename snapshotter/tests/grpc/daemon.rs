@@ -1,5 +1,5 @@
 //! A running `clipper-snapshotter` and containerd's client for it.
-use clipper_tests::{daemon::Daemon as Process, scratch::Scratch};
+use clipper_tests::{clipper::driver, daemon::Daemon as Process, scratch::Scratch};
 use containerd_client::{
     services::v1::snapshots::{
         CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
@@ -38,9 +38,10 @@ impl Daemon {
     pub async fn start() -> (Self, Client) {
         let scratch = Scratch::new("grpc").unwrap();
         let config = format!(
-            "address = {:?}\nroot = {:?}\nbackground_fill = false\ncontainerd_address = {:?}\n",
+            "address = {:?}\nroot = {:?}\ndriver = {:?}\nbackground_fill = false\ncontainerd_address = {:?}\n",
             scratch.join("run/s.sock"),
             scratch.join("root"),
+            driver(),
             scratch.join("no-containerd.sock"),
         );
         fs::write(scratch.join("config.toml"), config).unwrap();

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use clipper_tests::clipper::driver;
 use clipper_tests::daemon::{program, workspace};
 
 #[test]
@@ -9,7 +10,7 @@ fn containerds_own_suite() {
     let suite = workspace().join("../shared/conformance/run");
     assert!(suite.is_file(), "the suite is expected at {}", suite.display());
     let snapshotter = program("clipper-snapshotter").unwrap();
-    let line = format!("{} --address {{sock}} --root {{root}}", snapshotter.display());
+    let line = format!("{} --address {{sock}} --root {{root}} --driver {}", snapshotter.display(), driver());
     let run = Command::new(&suite).arg(line).output().unwrap();
     let said = String::from_utf8_lossy(&run.stdout);
     let failed: Vec<&str> = said.lines().filter(|line| line.contains("--- FAIL")).collect();
