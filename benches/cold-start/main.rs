@@ -39,6 +39,9 @@ struct Options {
     /// reads), index (with what the converter guesses), index-recorded (with a trace); full, full-recorded
     #[arg(long, value_delimiter = ',', default_values = System::ALL.map(System::option))]
     systems: Vec<String>,
+    /// Largest hot blob, as for `clipper convert` [default: its own].
+    #[arg(long, value_name = "LIMIT")]
+    hot_limit: Option<String>,
     /// Keep the traces of the starts there, as NAME.trace.
     #[arg(long, value_name = "DIR")]
     traces: Option<PathBuf>,
@@ -85,7 +88,8 @@ fn measure(application: &Application, systems: &[System], options: &Options) -> 
     let image = far.registry.push_cached(application.name)?;
     // Also for overlayfs alone: what it brings is compared with what the start needs.
     let base = far.near(&image);
-    System::Index.convert(&base, None)?;
+    let more: Vec<&str> = options.hot_limit.iter().flat_map(|limit| ["--hot-limit", limit]).collect();
+    System::Index.convert(&base, None, &more)?;
     let scratch = tempfile::tempdir()?;
     let trace = scratch.path().join("trace");
     far.record(application, &image, &trace)?;
@@ -94,7 +98,7 @@ fn measure(application: &Application, systems: &[System], options: &Options) -> 
         fs::copy(&trace, kept.join(format!("{}.trace", application.name)))?;
     }
     for system in systems.iter().filter(|system| **system != System::Index) {
-        system.convert(&base, Some(&trace))?;
+        system.convert(&base, Some(&trace), &more)?;
     }
     let accelerated = System::Index.reference(&base);
     let needed = Needed::of(&accelerated, &trace)?;

@@ -91,9 +91,9 @@ impl System {
         format!("{image}{}", self.suffix())
     }
 
-    /// Makes what it pulls from `image`. A recorded one needs the trace.
-    pub fn convert(self, image: &str, trace: Option<&Path>) -> Result<()> {
-        let mut more = vec!["--tag-suffix", self.suffix()];
+    /// Makes what it pulls from `image`, with `more` options of `clipper convert`. A recorded one needs the trace.
+    pub fn convert(self, image: &str, trace: Option<&Path>, more: &[&str]) -> Result<()> {
+        let mut more = [&["--tag-suffix", self.suffix()], more].concat();
         match self {
             Self::Overlayfs => return Ok(()),
             Self::IndexUnlisted => more.push("--no-guess"),
