@@ -31,7 +31,7 @@ const HEADER: u64 = 64 << 10;
 const SCRIPT: u64 = 1 << 20;
 /// Files that are taken, and their bytes. Making the hot blob costs time with each.
 const FILES_MAX: usize = 4096;
-const BYTES_MAX: u64 = 96 << 20;
+const BYTES_MAX: u64 = 128 << 20;
 /// With less room than that for what else is found, nothing more is looked for.
 const ROOM_MIN: u64 = 1 << 20;
 /// Files that are read side by side.
