@@ -32,6 +32,8 @@ const SCRIPT: u64 = 1 << 20;
 /// Files that are taken, and their bytes. Making the hot blob costs time with each.
 const FILES_MAX: usize = 4096;
 const BYTES_MAX: u64 = 128 << 20;
+/// Names in one script that are looked for: an image made for the purpose must not keep a conversion busy for ever.
+const NAMES_MAX: usize = 2000;
 /// With less room than that for what else is found, nothing more is looked for.
 const ROOM_MIN: u64 = 1 << 20;
 /// Files that are read side by side.

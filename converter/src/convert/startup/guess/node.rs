@@ -1,5 +1,5 @@
 //! What a script for Node.js loads (its documentation: "Modules: CommonJS modules", "Modules: Packages").
-use super::{Guess, split};
+use super::{Guess, NAMES_MAX, split};
 use crate::convert::startup::files::Found;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ impl Guess<'_> {
         // What a script is depends on its package.
         let parents: Vec<&str> = parents(dir).collect();
         let _ = parents.iter().find_map(|parent| self.take(&format!("{parent}/package.json")));
-        for import in imports(&String::from_utf8_lossy(text)) {
+        for import in imports(&String::from_utf8_lossy(text)).into_iter().take(NAMES_MAX) {
             if import.name.starts_with('.') {
                 self.module(&format!("{dir}/{}", import.name)).await;
             } else if import.name.starts_with('/') {

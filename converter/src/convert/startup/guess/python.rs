@@ -1,5 +1,5 @@
 //! What the Python interpreter imports (the language's reference, "The import system"; the library's, "site").
-use super::{Guess, Language, Lead, Part, Script, split};
+use super::{Guess, Language, Lead, NAMES_MAX, Part, Script, split};
 use crate::convert::startup::files::{Found, ImageFiles};
 
 /// The modules that the interpreter imports before any other (`python3 -X importtime -c ''`).
@@ -118,14 +118,14 @@ impl Guess<'_> {
             // A program, whose directory comes first.
             self.python.roots.insert(0, dir.to_owned());
         }
-        for Import { level, module, names } in imports(&String::from_utf8_lossy(text)) {
+        for Import { level, module, names } in imports(&String::from_utf8_lossy(text)).into_iter().take(NAMES_MAX) {
             let mut package = None;
             if level > 0 {
                 let up = std::iter::successors(Some(dir), |dir| dir.rsplit_once('/').map(|(parent, _)| parent));
                 package = up.take(level).last().map(str::to_owned);
             }
             let Some(inside) = self.import(package.as_deref(), module) else { continue };
-            for name in names {
+            for name in names.into_iter().take(NAMES_MAX) {
                 self.import(Some(&inside), name);
             }
         }

@@ -1,5 +1,5 @@
 //! What a shell script runs.
-use super::Guess;
+use super::{Guess, NAMES_MAX};
 
 /// Words after which a command begins (POSIX.1, Shell Command Language, 2.4).
 const BEFORE_COMMANDS: [&str; 11] = ["then", "do", "else", "elif", "if", "while", "until", "exec", "!", "{", "sudo"];
@@ -7,7 +7,7 @@ const BEFORE_COMMANDS: [&str; 11] = ["then", "do", "else", "elif", "if", "while"
 impl Guess<'_> {
     /// Takes the programs that the script runs, and the files that it names.
     pub(super) fn shell(&mut self, text: &[u8]) {
-        for word in words(&String::from_utf8_lossy(text)) {
+        for word in words(&String::from_utf8_lossy(text)).into_iter().take(NAMES_MAX) {
             match word {
                 Word::Command(name) => drop(self.program(name)),
                 Word::Path(path) => drop(self.take(path)),
