@@ -39,7 +39,7 @@ pub struct Arguments {
     #[arg(long, value_name = "SOCKET")]
     pub containerd_address: Option<PathBuf>,
     /// What shows images to the kernel: erofs, fuse, or auto, which is erofs where this kernel can (Linux 6.12 and
-    /// later) and fuse elsewhere [default: auto].
+    /// later) and fuse elsewhere [default: fuse].
     #[arg(long, value_name = "DRIVER")]
     pub driver: Option<Driver>,
     /// What to log: error, warn, info, debug, trace, or directives such as `info,clipper_device=debug`

@@ -13,6 +13,18 @@ fn hot(report: &Value) -> (String, u64) {
     (hot["digest"].as_str().unwrap().into(), hot["size"].as_u64().unwrap())
 }
 
+/// A node without background fill on which the small image, pulled by `reference`, has said hello.
+fn started(reference: &str) -> Node {
+    let mut node = Node::new();
+    node.snapshotter.configure("background_fill = false\n").unwrap();
+    node.containerd.restart().unwrap();
+    let image = node.proxy.by_way(reference);
+    node.pull(&image);
+    let said = node.containerd.run("clipper", &image, "hello", &[]).unwrap();
+    assert_eq!(said, "hello from the small image\n");
+    node
+}
+
 /// A tag of its own for the small image, so that its conversion is, too.
 fn small(name: &str) -> String {
     world().registry.push(&format!("docker://{}", world().small.base), &format!("startup/{name}:1")).unwrap()
@@ -36,13 +48,7 @@ fn what_a_start_up_reads_is_recorded_and_streamed() {
 
     // What the same start needs on another node comes by one request.
     let (reference, report) = convert_with(&small("traced"), &["--trace", &trace]).unwrap();
-    let mut node = Node::new();
-    node.snapshotter.configure("background_fill = false\n").unwrap();
-    node.containerd.restart().unwrap();
-    let image = node.proxy.by_way(&reference);
-    node.pull(&image);
-    let said = node.containerd.run("clipper", &image, "hello", &[]).unwrap();
-    assert_eq!(said, "hello from the small image\n");
+    let node = started(&reference);
     let (digest, size) = hot(&report);
     let inspected: Value = serde_json::from_str(&clipper_ok(&["inspect", "--json", &reference]).unwrap()).unwrap();
     assert_eq!(inspected[0]["hot"]["size"], size, "{inspected}");
@@ -126,13 +132,7 @@ fn what_is_worked_out_in_full_mode_arrives_under_both_tags() {
     let (digest, size) = hot(&report);
     let second = report["base_layers"]["target"].as_str().unwrap().to_owned();
     for reference in [reference, second] {
-        let mut node = Node::new();
-        node.snapshotter.configure("background_fill = false\n").unwrap();
-        node.containerd.restart().unwrap();
-        let image = node.proxy.by_way(&reference);
-        node.pull(&image);
-        let said = node.containerd.run("clipper", &image, "hello", &[]).unwrap();
-        assert_eq!(said, "hello from the small image\n");
+        let node = started(&reference);
         assert_eq!(node.proxy.bytes_of(&digest), size, "{reference}");
         let log = node.snapshotter.log();
         assert!(!log.contains("corrupt") && !log.contains("doesn't arrive"), "{reference}: {log}");

@@ -146,7 +146,7 @@ pub async fn prepare(
     }
     // A guess is large, and much of it may never be read.
     let level = if guessing { HotLevel::Fast } else { HotLevel::Small };
-    let hot = hot_blob(plan, image, &layers, (ranges, level), args.hot_limit, progress).await?;
+    let hot = hot_blob(plan, image, &layers, ranges, level, args.hot_limit, progress).await?;
     Ok(Startup { list, hot })
 }
 
@@ -155,7 +155,8 @@ async fn hot_blob(
     plan: &Plan,
     image: &PlannedImage,
     layers: &[SpanReader],
-    (mut ranges, level): (Vec<LayerBytes>, HotLevel),
+    mut ranges: Vec<LayerBytes>,
+    level: HotLevel,
     limit: HotLimit,
     progress: &Progress,
 ) -> Result<Option<HotBlob>> {

@@ -77,7 +77,7 @@ pub enum HotFrameError {
 pub enum HotLevel {
     /// zstd level 3.
     Fast,
-    /// zstd level 9: some 6 % smaller, and four times as slow.
+    /// zstd level 9: smaller, and much slower.
     Small,
 }
 
