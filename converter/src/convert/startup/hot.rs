@@ -99,7 +99,8 @@ pub async fn pack(input: &HotInput<'_>, to: &Repository) -> Result<HotBlob> {
         }
         Ok(Some((Content::Plain(pieces.clone(), bytes), (f + 1, parts, reading))))
     });
-    let packing = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    // Some of them wait for a span that is copied.
+    let packing = std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + FETCHES;
     let mut packed = pin!(contents.map_ok(|content| content.pack(input.level)).try_buffered(packing));
 
     let mut hot = HotBlob { blob: None, frames: Vec::new(), device_bytes: 0, cut: false };

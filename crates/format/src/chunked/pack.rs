@@ -4,6 +4,7 @@ use crate::Digest;
 use flate2::GzBuilder;
 use flate2::write::GzEncoder;
 use std::io::{self, Write as _};
+use zstd::zstd_safe::CParameter;
 
 /// How layers are repacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +50,7 @@ enum Inner {
     Gzip(u32),
 }
 
-/// Frames of small files compress worst, for want of history, and are a small part of all bytes: they get levels that
-/// would take too long for the others.
+/// Compressors by the size of frames. docs/architecture.md has the figures behind the parameters.
 struct Compressors {
     small: zstd::bulk::Compressor<'static>,
     large: zstd::bulk::Compressor<'static>,
@@ -58,10 +58,27 @@ struct Compressors {
 
 /// Bytes of frames that count as small: from 128 KiB down zstd has parameters of its own.
 const SMALL: usize = 128 << 10;
-/// Levels that small frames get on top.
-const SMALL_LEVELS: i32 = 2;
+/// Levels that small frames get on top: they compress worst, for want of history, and are a small part of all bytes.
+const SMALL_LEVELS: i32 = 1;
+/// The level at which large frames get parameters of their own. Lower ones are taken for speed, higher ones for size.
+const TUNED: i32 = 5;
+/// Slots of the table in which matches of large frames are looked for, as a power of two: so much stays in a processor's
+/// own cache, which is worth more than the matches that a larger table finds.
+const LARGE_TABLE: u32 = 17;
+/// Shortest match in large frames, which makes up for the smaller table; zstd's own is 5.
+const LARGE_MATCH: u32 = 4;
 
 impl Compressors {
+    fn new(level: i32) -> io::Result<Self> {
+        let small = zstd::bulk::Compressor::new(level + SMALL_LEVELS)?;
+        let mut large = zstd::bulk::Compressor::new(level)?;
+        if level == TUNED {
+            large.set_parameter(CParameter::HashLog(LARGE_TABLE))?;
+            large.set_parameter(CParameter::MinMatch(LARGE_MATCH))?;
+        }
+        Ok(Self { small, large })
+    }
+
     fn compress(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         let compressor = if bytes.len() <= SMALL { &mut self.small } else { &mut self.large };
         compressor.compress(bytes)
@@ -77,11 +94,8 @@ impl Packer {
         Ok(Self(match compression {
             Compression::Gzip(level) => Inner::Gzip(level),
             Compression::Zstd(level) => {
-                let compressor = |level| {
-                    let compressor = zstd::bulk::Compressor::new(level);
-                    compressor.map_err(|source| ChunkedError::Compress { offset: 0, source })
-                };
-                Inner::Zstd(Compressors { small: compressor(level + SMALL_LEVELS)?, large: compressor(level)? })
+                let compressors = Compressors::new(level);
+                Inner::Zstd(compressors.map_err(|source| ChunkedError::Compress { offset: 0, source })?)
             }
         }))
     }

@@ -1,6 +1,7 @@
 //! What the Python interpreter imports (the language's reference, "The import system"; the library's, "site").
 use super::{Guess, Language, Lead, NAMES_MAX, Part, Script, split};
 use crate::convert::startup::files::{Found, ImageFiles};
+use std::collections::HashMap;
 
 /// The modules that the interpreter imports before any other (`python3 -X importtime -c ''`).
 const FIRST: [&str; 16] = [
@@ -31,9 +32,19 @@ pub struct Python {
     compiled: String,
     /// What modules in machine code end with, such as `.cpython-311-x86_64-linux-gnu.so`.
     native: Vec<String>,
+    /// What importing a name led to, by the directory that it was looked for in, or wherever modules are: most modules
+    /// import the same few.
+    imported: HashMap<(Option<String>, String), Option<String>>,
 }
 
 impl Python {
+    /// Adds directories in which modules are looked for, before the others or behind them.
+    fn add_roots(&mut self, first: bool, roots: impl IntoIterator<Item = String>) {
+        let at = if first { 0 } else { self.roots.len() };
+        self.roots.splice(at..at, roots);
+        self.imported.clear();
+    }
+
     /// Whether there is an interpreter.
     pub fn is_known(&self) -> bool {
         !self.compiled.is_empty()
@@ -89,7 +100,7 @@ impl Guess<'_> {
         }
         let new = |root: &String| !self.python.roots.contains(root) && self.files.locate(root.as_bytes()).is_some();
         let roots: Vec<String> = roots.into_iter().filter(new).collect();
-        self.python.roots.extend(roots);
+        self.python.add_roots(false, roots);
         if !known {
             for module in FIRST {
                 self.import(None, module);
@@ -99,7 +110,7 @@ impl Guess<'_> {
 
     /// The interpreter's arguments: `-m MODULE`, and those that servers have, `MODULE:OBJECT`.
     pub(super) fn python_command(&mut self, arguments: &[String]) {
-        self.python.roots.insert(0, self.cwd.clone());
+        self.python.add_roots(true, [self.cwd.clone()]);
         for (at, argument) in arguments.iter().enumerate() {
             if at > 0 && arguments[at - 1] == "-m" {
                 self.import(None, argument);
@@ -116,7 +127,7 @@ impl Guess<'_> {
         let (dir, name) = split(&path);
         if !name.ends_with(".py") && !self.python.roots.iter().any(|root| root == dir) {
             // A program, whose directory comes first.
-            self.python.roots.insert(0, dir.to_owned());
+            self.python.add_roots(true, [dir.to_owned()]);
         }
         for Import { level, module, names } in imports(&String::from_utf8_lossy(text)).into_iter().take(NAMES_MAX) {
             let mut package = None;
@@ -138,8 +149,16 @@ impl Guess<'_> {
         if first.is_empty() {
             return below.map(str::to_owned);
         }
-        let dirs = below.map_or_else(|| self.python.roots.clone(), |dir| vec![dir.to_owned()]);
-        let inside = dirs.iter().find_map(|dir| self.module_in(dir, first))?;
+        let key = (below.map(str::to_owned), first.to_owned());
+        let inside = match self.python.imported.get(&key) {
+            Some(known) => known.clone(),
+            None => {
+                let dirs = below.map_or_else(|| self.python.roots.clone(), |dir| vec![dir.to_owned()]);
+                let inside = dirs.iter().find_map(|dir| self.module_in(dir, first));
+                self.python.imported.insert(key, inside.clone());
+                inside
+            }
+        }?;
         match rest {
             Some(rest) => self.import(Some(&inside), rest),
             None => Some(inside),
