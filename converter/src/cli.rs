@@ -248,7 +248,7 @@ pub struct MountArgs {
     /// An existing directory
     pub dir: PathBuf,
     /// How the mount shows files
-    #[arg(long, value_enum, default_value_t = Driver::Fuse)]
+    #[arg(long, value_enum, default_value_t = Driver::Auto)]
     pub driver: Driver,
     /// Where fetched data are kept [default: a temporary directory, removed at the end]
     #[arg(long, value_name = "DIR")]

@@ -39,7 +39,7 @@ pub struct Arguments {
     #[arg(long, value_name = "SOCKET")]
     pub containerd_address: Option<PathBuf>,
     /// What shows images to the kernel: erofs, fuse, or auto, which is erofs where this kernel can (Linux 6.12 and
-    /// later) and fuse elsewhere [default: fuse].
+    /// later) and fuse elsewhere [default: auto].
     #[arg(long, value_name = "DRIVER")]
     pub driver: Option<Driver>,
     /// What to log: error, warn, info, debug, trace, or directives such as `info,clipper_device=debug`
@@ -228,6 +228,7 @@ mod tests {
 
     #[test]
     fn a_driver_is_called_by_its_name() {
+        assert_eq!(Config::parse("").unwrap().mount_options().driver, Driver::Auto);
         let config = Config::parse("driver = \"fuse\"").unwrap();
         assert_eq!(config.mount_options().driver, Driver::Fuse);
         assert_eq!(Config::load(arguments(&["--driver", "erofs"])).unwrap().driver, Driver::Erofs);

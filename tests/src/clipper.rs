@@ -41,7 +41,7 @@ pub fn convert_with(reference: &str, more: &[&str]) -> Result<(String, Value)> {
 
 /// The driver that images are mounted with: `$CLIPPER_TEST_DRIVER`, so that tests can be run again over another one.
 pub fn driver() -> String {
-    std::env::var("CLIPPER_TEST_DRIVER").unwrap_or_else(|_| "fuse".into())
+    std::env::var("CLIPPER_TEST_DRIVER").unwrap_or_else(|_| "auto".into())
 }
 
 /// A running `clipper-snapshotter`.

@@ -6,11 +6,11 @@ use std::{fmt, str::FromStr, sync::Arc};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Driver {
     /// [`Driver::Erofs`] where it works, [`Driver::Fuse`] elsewhere.
+    #[default]
     Auto,
     /// The kernel's EROFS reads the tree, and FUSE serves no more than the layers' bytes; Linux 6.12 and later.
     Erofs,
-    /// A FUSE filesystem that serves the tree itself; any kernel. The default until the other one is measured throughout.
-    #[default]
+    /// A FUSE filesystem that serves the tree itself; any kernel.
     Fuse,
 }
 
