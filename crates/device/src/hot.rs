@@ -10,12 +10,15 @@ use clipper_format::{
     index::{HOT_FRAME_MAX, HotFrameError, unpack_hot_frame},
     span::BLOCK,
 };
-use futures::StreamExt;
+use futures::{StreamExt, stream::FuturesOrdered};
 use std::{
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::{sync::watch, time::timeout};
+
+/// Frames that are unpacked at the same time.
+const SIDE_BY_SIDE: usize = 4;
 
 /// A hot blob, and where what is in it belongs.
 pub struct HotSpec {
@@ -164,36 +167,52 @@ async fn land(
     device: &Device,
 ) -> Result<(), SourceError> {
     let mut bytes = Vec::new();
-    while *next < end {
-        let frame = &frames[*next];
-        let len = frame.len as usize;
-        while bytes.len() < len {
-            let chunk = body.next().await.ok_or_else(|| SourceError::new("the body ended early"))??;
-            flow.progress.send_modify(|progress| progress.arrived += chunk.len() as u64);
-            bytes.extend_from_slice(&chunk);
-        }
-        let rest = bytes.split_off(len);
-        if frame.parts.iter().all(|part| part.device.storage.is_removed()) {
-            return Ok(());
-        }
-        let memory = device.shared.limits.memory(Priority::Prefetch, len as u64 + HOT_FRAME_MAX / 4).await;
-        let (parts, blake3) = (frame.parts.clone(), frame.blake3);
-        let job = device.shared.runtime.spawn_blocking(move || unpack(&bytes, &parts, &blake3, memory));
-        let Ok(unpacked) = job.await else { return Err(SourceError::new("the program stops")) };
-        match unpacked {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            Err(error) => {
-                tracing::error!(at = source.describe(), frame = *next, %error, "a frame of a hot blob is corrupt");
-                device.counters.corrupt();
-                source.distrust();
+    // Frames that have arrived, from `next` on; they land in their order.
+    let mut unpacking = FuturesOrdered::new();
+    loop {
+        let arriving = *next + unpacking.len();
+        let wanted = frames[..end].get(arriving).map(|frame| frame.len as usize);
+        if let Some(len) = wanted
+            && bytes.len() >= len
+            && unpacking.len() < SIDE_BY_SIDE
+        {
+            let frame = &frames[arriving];
+            if frame.parts.iter().all(|part| part.device.storage.is_removed()) {
+                return Ok(());
             }
+            let rest = bytes.split_off(len);
+            let frame_bytes = std::mem::replace(&mut bytes, rest);
+            let (parts, blake3, shared) = (frame.parts.clone(), frame.blake3, Arc::clone(&device.shared));
+            unpacking.push_back(async move {
+                let memory = shared.limits.memory(Priority::Prefetch, len as u64 + HOT_FRAME_MAX / 4).await;
+                shared.runtime.spawn_blocking(move || unpack(&frame_bytes, &parts, &blake3, memory)).await
+            });
+            continue;
         }
-        bytes = rest;
-        *next += 1;
-        flow.progress.send_modify(|progress| progress.passed = *next);
+        tokio::select! {
+            biased;
+            Some(unpacked) = unpacking.next() => {
+                let Ok(unpacked) = unpacked else { return Err(SourceError::new("the program stops")) };
+                match unpacked {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    Err(error) => {
+                        tracing::error!(at = source.describe(), frame = *next, %error, "a frame of a hot blob is corrupt");
+                        device.counters.corrupt();
+                        source.distrust();
+                    }
+                }
+                *next += 1;
+                flow.progress.send_modify(|progress| progress.passed = *next);
+            }
+            chunk = body.next(), if wanted.is_some_and(|len| bytes.len() < len) => {
+                let chunk = chunk.ok_or_else(|| SourceError::new("the body ended early"))??;
+                flow.progress.send_modify(|progress| progress.arrived += chunk.len() as u64);
+                bytes.extend_from_slice(&chunk);
+            }
+            else => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// Decompresses a frame, verifies it, and writes what it holds. False if that can't be written, as on a full disk, which
