@@ -20,6 +20,11 @@ impl Guess<'_> {
             ("lib/libnio.so", Part::Usual),
             ("lib/libnet.so", Part::Usual),
             ("lib/libzip.so", Part::Usual),
+            ("lib/libextnet.so", Part::Usual),
+            ("lib/libmanagement.so", Part::Usual),
+            ("lib/libmanagement_ext.so", Part::Usual),
+            ("lib/tzdb.dat", Part::Usual),
+            ("conf/net.properties", Part::Usual),
             ("conf/security/java.security", Part::Usual),
         ];
         for (file, part) in files {
@@ -36,11 +41,12 @@ impl Guess<'_> {
             self.program_at(&java);
         }
         let served = self.names(&format!("{base}/webapps"));
-        let dirs = [format!("{home}/bin"), format!("{home}/lib"), format!("{base}/lib"), format!("{base}/conf")];
-        let own = served.iter().map(|name| format!("{base}/webapps/{name}/WEB-INF/lib"));
+        let dirs = ["bin", "lib", "conf"].map(|dir| [format!("{home}/{dir}"), format!("{base}/{dir}")]).concat();
+        let own =
+            served.iter().flat_map(|name| ["WEB-INF", "WEB-INF/lib"].map(|dir| format!("{base}/webapps/{name}/{dir}")));
         for dir in dirs.into_iter().chain(own) {
             for name in self.names(&dir) {
-                if [".jar", ".xml", ".properties", ".policy"].iter().any(|end| name.ends_with(end)) {
+                if [".jar", ".xml", ".properties", ".policy", ".sh"].iter().any(|end| name.ends_with(end)) {
                     self.take_part(&format!("{dir}/{name}"), Part::First(MOST));
                 }
             }

@@ -4,6 +4,7 @@ mod elf;
 mod java;
 mod loader;
 mod node;
+mod perl;
 mod postgres;
 mod python;
 mod shell;
@@ -14,6 +15,8 @@ use clipper_format::tree::InodeId;
 use futures::future::join_all;
 use loader::Loader;
 use node::Packages;
+use perl::Perl;
+use postgres::Postgres;
 use python::Python;
 use serde_json::Value;
 use std::collections::{BTreeSet, VecDeque};
@@ -23,15 +26,15 @@ use std::ops::Range;
 const WHOLE: u64 = 8 << 20;
 /// Bytes taken of larger files of which nothing is known.
 const HEAD: u64 = 512 << 10;
-/// Bytes taken of a program: what comes after is read less (the start of Node-RED reads 79 % of Node.js's first 48 MiB, and
-/// 42 % of the 56 MiB behind).
-const PROGRAM: u64 = 48 << 20;
+/// Bytes taken of a program: what comes after is read less (the start of Node-RED reads 79 % of Node.js's first 64 MiB, and
+/// 28 % of the 40 MiB behind).
+const PROGRAM: u64 = 64 << 20;
 /// Bytes of a file that are looked at to see what it is, and of a script to see what it loads.
 const HEADER: u64 = 64 << 10;
 const SCRIPT: u64 = 1 << 20;
 /// Files that are taken, and their bytes. Making the hot blob costs time with each.
 const FILES_MAX: usize = 4096;
-const BYTES_MAX: u64 = 128 << 20;
+const BYTES_MAX: u64 = 256 << 20;
 /// Names in one script that are looked for: an image made for the purpose must not keep a conversion busy for ever.
 const NAMES_MAX: usize = 2000;
 /// With less room than that for what else is found, nothing more is looked for.
@@ -39,8 +42,9 @@ const ROOM_MIN: u64 = 1 << 20;
 /// Files that are read side by side.
 const AHEAD: usize = 64;
 /// What the C library and every shell read.
-const ALWAYS: [&str; 6] = [
+const ALWAYS: [&str; 7] = [
     "/etc/ld.so.cache",
+    "/etc/localtime",
     "/etc/nsswitch.conf",
     "/etc/passwd",
     "/etc/group",
@@ -75,6 +79,8 @@ pub async fn guess(files: &ImageFiles, reader: &FileReader<'_>, config: &Value) 
         loader,
         packages: Packages::default(),
         python: Python::default(),
+        perl: Perl::default(),
+        postgres: Postgres::default(),
         found: Vec::new(),
         seen: BTreeSet::new(),
         leads: Vec::new(),
@@ -98,6 +104,8 @@ struct Guess<'a> {
     loader: Loader,
     packages: Packages,
     python: Python,
+    perl: Perl,
+    postgres: Postgres,
     /// What was taken, in the order in which the start reads it.
     found: Vec<Expected>,
     seen: BTreeSet<InodeId>,
@@ -127,6 +135,11 @@ struct Script {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Language {
     Node,
+    Perl,
+    /// Of PostgreSQL: scripts that a new cluster runs.
+    Sql,
+    /// Of PostgreSQL: what an extension consists of.
+    Extension,
     Python,
     Shell,
 }
@@ -271,6 +284,9 @@ impl Guess<'_> {
         match language {
             Some(Language::Node) => self.node(script, text).await,
             Some(Language::Python) => self.python(script, text),
+            Some(Language::Perl) => self.perl(text),
+            Some(Language::Sql) => self.sql(text),
+            Some(Language::Extension) => self.extension(script, text),
             Some(Language::Shell) => self.shell(text),
             None => {}
         }
@@ -340,14 +356,22 @@ impl Lead {
 
 impl Language {
     fn by_name(path: &[u8]) -> Option<Self> {
-        let scripts: [&[u8]; 3] = [b".js", b".mjs", b".cjs"];
-        scripts.iter().any(|end| path.ends_with(end)).then_some(Self::Node)
+        let ends: [(&[u8], Self); 6] = [
+            (b".js", Self::Node),
+            (b".mjs", Self::Node),
+            (b".cjs", Self::Node),
+            (b".pm", Self::Perl),
+            (b".sql", Self::Sql),
+            (b".control", Self::Extension),
+        ];
+        ends.into_iter().find_map(|(end, language)| path.ends_with(end).then_some(language))
     }
 
     fn of_interpreter(path: &str) -> Option<Self> {
         match split(path).1 {
             "node" | "nodejs" => Some(Self::Node),
             "sh" | "bash" | "dash" | "ash" => Some(Self::Shell),
+            "perl" => Some(Self::Perl),
             name if name.starts_with("python") => Some(Self::Python),
             _ => None,
         }

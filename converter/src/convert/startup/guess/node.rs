@@ -2,7 +2,7 @@
 use super::{Guess, NAMES_MAX, split};
 use crate::convert::startup::files::Found;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Bytes of the largest `package.json` that is read.
@@ -55,9 +55,14 @@ const BUILT_IN: [&str; 42] = [
     "zlib",
 ];
 
-/// The `package.json` files that were read, by directory.
+/// What is known of packages.
 #[derive(Default)]
-pub struct Packages(BTreeMap<String, Option<Arc<Value>>>);
+pub struct Packages {
+    /// The `package.json` files that were read, by directory.
+    described: BTreeMap<String, Option<Arc<Value>>>,
+    /// Directories of packages of which everything was taken.
+    whole: BTreeSet<String>,
+}
 
 /// A module by the name that a script has for it.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,7 +70,16 @@ struct Import<'t> {
     name: &'t str,
     /// By `import`, not by `require`.
     modern: bool,
+    /// Its place is asked for, by `require.resolve`: what is in its package is then found by looking into directories.
+    place: bool,
 }
+
+/// Directories of a package in which no scripts are that it loads by looking for them.
+const ASIDE: [&str; 8] = ["node_modules", "test", "tests", "docs", "examples", "locales", "public", "types"];
+/// What programs load that look into directories.
+const LOADED: [&str; 5] = [".js", ".cjs", ".mjs", ".json", ".html"];
+/// Bytes of the largest such file.
+const LOADED_MAX: u64 = 256 << 10;
 
 impl Guess<'_> {
     /// Takes the modules that the script loads, and the packages' descriptions that lead to them.
@@ -108,7 +122,37 @@ impl Guess<'_> {
         } else {
             self.module(&format!("{root}{rest}")).await;
         }
+        if import.place && rest.is_empty() {
+            self.all_of(&root);
+        }
         true
+    }
+
+    /// Everything in a package that a program may load that looks for it there.
+    fn all_of(&mut self, root: &str) {
+        if !self.packages.whole.insert(root.to_owned()) {
+            return;
+        }
+        let (mut dirs, mut looked_at) = (vec![root.to_owned()], 0);
+        while let Some(dir) = dirs.pop() {
+            for name in self.files.names(dir.as_bytes()) {
+                looked_at += 1;
+                if looked_at > NAMES_MAX {
+                    return;
+                }
+                let path = format!("{dir}/{}", String::from_utf8_lossy(&name));
+                let Some(found) = self.files.locate(path.as_bytes()) else { continue };
+                if !self.files.is_file(found.id) {
+                    if !ASIDE.iter().any(|aside| aside.as_bytes() == name) {
+                        dirs.push(path);
+                    }
+                } else if LOADED.iter().any(|end| name.ends_with(end.as_bytes()))
+                    && self.files.size(found.id) <= LOADED_MAX
+                {
+                    self.take(&path);
+                }
+            }
+        }
     }
 
     /// A module by its path: a file, a file with an extension left out, or a directory.
@@ -134,7 +178,7 @@ impl Guess<'_> {
 
     /// The description of the package in `dir`.
     async fn description(&mut self, dir: &str) -> Option<Arc<Value>> {
-        if let Some(known) = self.packages.0.get(dir) {
+        if let Some(known) = self.packages.described.get(dir) {
             return known.clone();
         }
         let file = self.take(&format!("{dir}/package.json"));
@@ -143,7 +187,7 @@ impl Guess<'_> {
             let text = self.reader.read(self.files, file.id, 0..PACKAGE_MAX).await.unwrap_or_default();
             description = serde_json::from_slice(&text).ok().map(Arc::new);
         }
-        self.packages.0.insert(dir.to_owned(), description.clone());
+        self.packages.described.insert(dir.to_owned(), description.clone());
         description
     }
 }
@@ -187,7 +231,7 @@ fn target(value: &Value, modern: bool) -> Option<&str> {
     }
 }
 
-/// The modules that a script names in `require("…")`, `import "…"`, `import("…")` and `from "…"`.
+/// The modules that a script names in `require("…")`, `require.resolve("…")`, `import "…"`, `import("…")` and `from "…"`.
 fn imports(text: &str) -> Vec<Import<'_>> {
     let mut found = Vec::new();
     for line in text.lines() {
@@ -198,11 +242,15 @@ fn imports(text: &str) -> Vec<Import<'_>> {
         }
         for (word, modern) in [("require", false), ("import", true), ("from", true)] {
             for (at, _) in line.match_indices(word) {
-                let before = line[..at].chars().next_back();
+                // `x.require()` is something else, `...require()` isn't.
+                let before = line[..at].trim_end_matches("...").chars().next_back();
                 if before.is_some_and(|c| c.is_alphanumeric() || matches!(c, '_' | '$' | '.')) {
                     continue;
                 }
                 let rest = line[at + word.len()..].trim_start();
+                let resolved = rest.strip_prefix(".resolve").filter(|_| word == "require");
+                let place = resolved.is_some();
+                let rest = resolved.unwrap_or(rest);
                 let called = rest.strip_prefix('(').map(str::trim_start);
                 let quoted = match word {
                     "require" => called,
@@ -210,7 +258,7 @@ fn imports(text: &str) -> Vec<Import<'_>> {
                     _ => Some(called.unwrap_or(rest)),
                 };
                 if let Some(name) = quoted.and_then(unquote) {
-                    found.push(Import { name, modern });
+                    found.push(Import { name, modern, place });
                 }
             }
         }
@@ -232,17 +280,24 @@ mod tests {
 
     #[test]
     fn modules_are_named_in_every_way_of_loading_them() {
-        let text = "const a = require('a'), b = require( \"./b\" );\nimport c from 'c'\nimport './d.mjs';\n\
-                    export * from \"@e/e/sub\";\nawait import(`f`)\n// require('no')\n * import('no')\nx.require('no')\n\
+        let text = "require.resolve('r/package.json');const a = require('a'), b = require( \"./b\" );\nimport c from 'c'\nimport './d.mjs';\n\
+                    export * from \"@e/e/sub\";\nawait import(`f`)\n// require('no')\n * import('no')\nx.require('no')\n...require('g'),\n\
                     require(name); require('); from 'g";
-        let names: Vec<_> = imports(text).iter().map(|import| (import.name, import.modern)).collect();
+        let found = imports(text);
+        assert_eq!(
+            found.iter().filter(|import| import.place).map(|import| import.name).collect::<Vec<_>>(),
+            ["r/package.json"]
+        );
+        let names: Vec<_> = found.iter().map(|import| (import.name, import.modern)).collect();
         let expected = [
+            ("r/package.json", false),
             ("a", false),
             ("./b", false),
             ("c", true),
             ("./d.mjs", true),
             ("@e/e/sub", true),
             ("f", true),
+            ("g", false),
             ("); from ", false),
         ];
         assert_eq!(names, expected);

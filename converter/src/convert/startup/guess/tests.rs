@@ -202,3 +202,90 @@ async fn what_is_taken_stays_within_bounds() {
     let head = std::slice::from_ref(&(0..HEAD));
     assert!(files.len() == 6 && files.iter().all(|file| file.ranges == head), "{files:?}");
 }
+
+#[tokio::test]
+async fn a_package_whose_place_is_asked_for_is_looked_through() {
+    let entries = [
+        Entry::file("usr/bin/node", "node"),
+        Entry::file("app/start.js", "const dir = require.resolve('p'); require.resolve('q/package.json')"),
+        Entry::file("app/node_modules/p/package.json", r#"{"main": "index.js"}"#),
+        Entry::file("app/node_modules/p/index.js", ""),
+        Entry::file("app/node_modules/p/core/deep/node.js", "require('dependency')"),
+        Entry::file("app/node_modules/p/core/deep/node.html", ""),
+        Entry::file("app/node_modules/p/core/deep/icon.png", "not loaded"),
+        Entry::file("app/node_modules/p/test/node.js", "not loaded"),
+        Entry::file("app/node_modules/p/core/large.js", vec![b' '; 300 << 10]),
+        Entry::file("app/node_modules/dependency/index.js", ""),
+        Entry::file("app/node_modules/q/package.json", "{}"),
+        Entry::file("app/node_modules/q/lib/other.js", "only its description is asked for"),
+    ];
+    let mut found = guessed(&entries, json!({ "Cmd": ["node", "/app/start.js"] })).await;
+    found.sort();
+    let expected = [
+        "/app/node_modules/dependency/index.js",
+        "/app/node_modules/p/core/deep/node.html",
+        "/app/node_modules/p/core/deep/node.js",
+        "/app/node_modules/p/index.js",
+        "/app/node_modules/p/package.json",
+        "/app/node_modules/q/package.json",
+        "/app/start.js",
+        "/usr/bin/node",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn a_new_cluster_reads_the_extensions_that_its_scripts_create() {
+    let extensions = "usr/share/postgresql/15/extension";
+    let library = "usr/lib/postgresql/15/lib";
+    let entries = [
+        Entry::file("usr/lib/postgresql/15/bin/postgres", "server"),
+        Entry::file("usr/lib/postgresql/15/bin/psql", "client"),
+        Entry::file("usr/share/postgresql/15/postgres.bki", ""),
+        Entry::file("docker-entrypoint-initdb.d/1.sql", "CREATE EXTENSION place;"),
+        Entry::symlink(format!("{extensions}/place.control"), "place-3.control"),
+        Entry::file(
+            format!("{extensions}/place-3.control"),
+            "default_version = '3.1'\nmodule_pathname = '$libdir/place-3'\nrequires = 'other'\n",
+        ),
+        Entry::file(format!("{extensions}/place--3.1.sql"), ""),
+        Entry::file(format!("{extensions}/place--3.0.sql"), "not this version"),
+        Entry::file(format!("{extensions}/other.control"), "default_version = '2'\n"),
+        Entry::file(format!("{extensions}/other--1.sql"), ""),
+        Entry::file(format!("{extensions}/other--1--2.sql"), ""),
+        Entry::file(format!("{extensions}/unused.control"), ""),
+        Entry::file(format!("{library}/place-3.so"), "library"),
+    ];
+    let found = guessed(&entries, json!({ "Cmd": ["/usr/lib/postgresql/15/bin/postgres"] })).await;
+    let wanted = ["place-3.control", "place--3.1.sql", "other.control", "other--1.sql", "other--1--2.sql"];
+    for name in wanted {
+        assert!(found.contains(&format!("/{extensions}/{name}")), "{name}: {found:?}");
+    }
+    assert!(found.contains(&format!("/{library}/place-3.so")) && found.iter().any(|path| path.ends_with("/psql")));
+    assert!(
+        !found.iter().any(|path| path.ends_with("place--3.0.sql") || path.ends_with("unused.control")),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn perl_scripts_lead_to_modules_and_their_machine_code() {
+    let entries = [
+        Entry::file("usr/bin/perl", "perl"),
+        Entry::file("usr/bin/tool", "#!/usr/bin/perl\nuse A::B;\nuse Missing;\n"),
+        Entry::file("usr/share/perl5/A/B.pm", "package A::B;\nrequire C;\n1;\n"),
+        Entry::file("usr/lib/machine/perl-base/C.pm", "1;"),
+        Entry::file("usr/lib/machine/perl/5.36/auto/C/C.so", "code"),
+        Entry::file("usr/share/perl5/D.pm", "not used"),
+    ];
+    let mut found = guessed(&entries, json!({ "Cmd": ["tool"] })).await;
+    found.sort();
+    let expected = [
+        "/usr/bin/perl",
+        "/usr/bin/tool",
+        "/usr/lib/machine/perl-base/C.pm",
+        "/usr/lib/machine/perl/5.36/auto/C/C.so",
+        "/usr/share/perl5/A/B.pm",
+    ];
+    assert_eq!(found, expected);
+}
