@@ -134,9 +134,10 @@ impl Devices {
         self.lock().devices.get(digest).and_then(|opened| opened.device.upgrade())
     }
 
-    /// Starts streaming what of a hot blob isn't here; `None` if all of it is. Readers of what it brings wait for it
-    /// where that is quicker than a GET of their own.
+    /// Starts streaming what of a hot blob is neither here nor brought by another stream; `None` if there is nothing of
+    /// that kind. Readers of what it brings wait for it where that is quicker than a GET of their own.
     pub fn stream_hot(&self, spec: HotSpec) -> Option<HotStream> {
+        let _one_at_a_time = self.lock();
         HotStream::start(spec)
     }
 

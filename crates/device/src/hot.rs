@@ -82,10 +82,10 @@ struct Expectation {
 }
 
 impl HotStream {
-    /// Starts streaming what of `spec` isn't here, on the runtime of its devices; `None` if all of it is.
+    /// Starts streaming what of `spec` is neither here nor brought by another stream, on the runtime of its devices; `None`
+    /// if there is nothing of that kind. Not to be called by two threads at the same time, or both may bring the same.
     pub(crate) fn start(spec: HotSpec) -> Option<Self> {
-        let missing =
-            |frame: &HotFrameSpec| frame.parts.iter().any(|part| !part.device.storage.has(part.range.clone()));
+        let missing = |frame: &HotFrameSpec| frame.parts.iter().any(HotPart::is_missing);
         let first = spec.frames.iter().position(missing)?;
         let last = spec.frames.iter().rposition(missing)?;
         let device = Arc::clone(&spec.frames[first].parts.first()?.device);
@@ -104,6 +104,15 @@ impl HotStream {
     pub async fn ended(&self) {
         // The sender lives as long as this.
         let _ = self.flow.progress.subscribe().wait_for(|progress| progress.ended).await;
+    }
+}
+
+impl HotPart {
+    /// Whether something of it is neither here nor on its way in a stream.
+    fn is_missing(&self) -> bool {
+        let Self { device, range } = self;
+        let has = |range| device.storage.has(range);
+        !has(range.clone()) && device.expected.last_frame(range, has).is_none()
     }
 }
 

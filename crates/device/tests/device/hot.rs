@@ -129,6 +129,19 @@ async fn only_what_is_missing_is_streamed() {
 }
 
 #[tokio::test]
+async fn what_one_stream_brings_no_other_does() {
+    let scene = Scene::new(options()).await;
+    scene.hot.close();
+    let stream = scene.stream().unwrap();
+    // As for a second image on the same layers that is pulled meanwhile.
+    assert!(scene.stream().is_none());
+    scene.hot.open();
+    stream.ended().await;
+    scene.check(1, 50_000..60_000).await;
+    assert_eq!((scene.hot.gets().len(), scene.gets()), (1, [0, 0]));
+}
+
+#[tokio::test]
 async fn a_reader_far_ahead_of_the_stream_sends_a_get_of_its_own() {
     let scene = Scene::new(DeviceOptions { hot_join_distance: 100, ..options() }).await;
     scene.hot.close();
