@@ -11,7 +11,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 FUZZ_SECONDS ?= 60
 RUNS ?= 5
 # Tests of whole programs that run again over the driver fuse, which older kernels have; the default is erofs.
-OVER_FUSE := conformance fidelity integrity run:: mixed remote removal survival
+OVER_FUSE := conformance crowd fidelity integrity run:: mixed remote removal survival
 
 .PHONY: help
 help:

@@ -48,6 +48,7 @@ pub fn driver() -> String {
 #[derive(Debug)]
 pub struct Snapshotter {
     daemon: Option<Daemon>,
+    driver: String,
     socket: PathBuf,
     root: PathBuf,
     scratch: Scratch,
@@ -56,9 +57,14 @@ pub struct Snapshotter {
 impl Snapshotter {
     /// Starts one on an empty root.
     pub fn start() -> Result<Self> {
+        Self::start_over(&driver())
+    }
+
+    /// As [`start`](Self::start), with this driver.
+    pub fn start_over(driver: &str) -> Result<Self> {
         let scratch = Scratch::new("snapshotter")?;
         let (socket, root) = (scratch.join("s.sock"), scratch.join("root"));
-        let mut snapshotter = Self { daemon: None, socket, root, scratch };
+        let mut snapshotter = Self { daemon: None, driver: driver.into(), socket, root, scratch };
         snapshotter.launch()?;
         Ok(snapshotter)
     }
@@ -67,8 +73,8 @@ impl Snapshotter {
     pub fn launch(&mut self) -> Result<()> {
         let (socket, root) = (self.socket.display().to_string(), self.root.display().to_string());
         let config = self.scratch.join("config.toml");
-        let (driver, config_text) = (driver(), config.display().to_string());
-        let mut args = vec!["--address", &socket, "--root", &root, "--driver", &driver];
+        let config_text = config.display().to_string();
+        let mut args = vec!["--address", &socket, "--root", &root, "--driver", &self.driver];
         if config.exists() {
             args.extend(["--config", &config_text]);
         }
@@ -153,11 +159,15 @@ pub struct LazyMount {
 impl LazyMount {
     /// Mounts an accelerated image.
     pub fn start(reference: &str) -> Result<Self> {
+        Self::start_over(&driver(), reference)
+    }
+
+    /// As [`start`](Self::start), with this driver.
+    pub fn start_over(driver: &str, reference: &str) -> Result<Self> {
         let scratch = Scratch::new("mount")?;
         let (at, cache) = (scratch.subdir("at")?, scratch.subdir("cache")?);
         let (at_text, cache_text) = (at.display().to_string(), cache.display().to_string());
-        let driver = driver();
-        let args = ["mount", "--cache", &cache_text, "--driver", &driver, reference, &at_text];
+        let args = ["mount", "--cache", &cache_text, "--driver", driver, reference, &at_text];
         let mut daemon = Daemon::start("clipper mount", &program("clipper")?, &args, &scratch.join("log"))?;
         daemon.wait_until("mounting", Duration::from_secs(30), || is_mounted(&at).then_some(()))?;
         Ok(Self { daemon, at, scratch })

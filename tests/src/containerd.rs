@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use containerd_client::services::v1::snapshots::ViewSnapshotRequest;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, ViewSnapshotRequest};
 use containerd_client::with_namespace;
 use tonic::Request;
 
@@ -131,19 +131,30 @@ impl Containerd {
 
     /// Mounts an image's file tree read-only at a place of its own, through a snapshotter; unmounted when dropped.
     pub fn view(&self, snapshotter: &str, reference: &str) -> Result<View<'_>> {
+        self.mount(snapshotter, reference, false)
+    }
+
+    /// As [`view`](Self::view), but writable: what a container of the image would have as its root.
+    pub fn root_of_container(&self, snapshotter: &str, reference: &str) -> Result<View<'_>> {
+        self.mount(snapshotter, reference, true)
+    }
+
+    fn mount(&self, snapshotter: &str, reference: &str, writable: bool) -> Result<View<'_>> {
         let at = self.scratch.subdir(format!("view-{}", fs::read_dir(self.scratch.path())?.count()))?;
         let key = format!("view-{}", at.display());
+        let (name, parent) = (String::from(snapshotter), self.chain_id(reference)?);
         // Not by `ctr`, which can't say that the garbage collector is to leave it alone.
-        let request = ViewSnapshotRequest {
-            snapshotter: snapshotter.into(),
-            key: key.clone(),
-            parent: self.chain_id(reference)?,
-            labels: [("containerd.io/gc.root".into(), "test".into())].into(),
-        };
+        let labels = [("containerd.io/gc.root".into(), "test".into())].into();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mounts = runtime.block_on(async {
             let mut client = SnapshotsClient::new(containerd_client::connect(&self.socket).await?);
-            anyhow::Ok(client.view(with_namespace!(request, self.namespace())).await?.into_inner().mounts)
+            anyhow::Ok(if writable {
+                let request = PrepareSnapshotRequest { snapshotter: name, key: key.clone(), parent, labels };
+                client.prepare(with_namespace!(request, self.namespace())).await?.into_inner().mounts
+            } else {
+                let request = ViewSnapshotRequest { snapshotter: name, key: key.clone(), parent, labels };
+                client.view(with_namespace!(request, self.namespace())).await?.into_inner().mounts
+            })
         })?;
         let view = View { containerd: self, snapshotter: snapshotter.into(), key, at };
         for mount in mounts {

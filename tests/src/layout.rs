@@ -96,6 +96,26 @@ impl Layout {
         Ok(digest)
     }
 
+    /// Takes over the layers of the first image of the layout in `from`, bottom first, and its `config` object.
+    pub fn adopt(&self, from: &Path) -> Result<(Vec<Layer>, Value)> {
+        let source = Self { dir: from.to_owned() };
+        let parse = |path: PathBuf| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+        let read = |digest: &Value| parse(source.path_of(digest.as_str().context("no digest")?));
+        let manifest = read(&parse(from.join("index.json"))?["manifests"][0]["digest"])?;
+        let config = read(&manifest["config"]["digest"])?;
+        let mut layers = Vec::new();
+        let diff_ids = config["rootfs"]["diff_ids"].as_array().into_iter().flatten();
+        for (descriptor, diff_id) in manifest["layers"].as_array().into_iter().flatten().zip(diff_ids) {
+            let digest = descriptor["digest"].as_str().context("a layer without a digest")?;
+            if !self.path_of(digest).exists() {
+                fs::copy(source.path_of(digest), self.path_of(digest))?;
+            }
+            let diff_id = diff_id.as_str().context("a diff_id that is no text")?.to_owned();
+            layers.push(Layer { descriptor: descriptor.clone(), diff_id });
+        }
+        Ok((layers, config["config"].clone()))
+    }
+
     /// The file that holds a blob.
     pub fn path_of(&self, digest: &str) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.trim_start_matches("sha256:"))

@@ -7,6 +7,8 @@ pub mod corpus;
 pub mod cri;
 pub mod daemon;
 pub mod docker;
+pub mod fetched;
+pub mod filler;
 pub mod layout;
 pub mod link;
 mod passing;

@@ -4,6 +4,7 @@ mod conformance;
 mod convert;
 mod copy;
 mod cri;
+mod crowd;
 mod fidelity;
 mod frames;
 mod full;
