@@ -390,7 +390,7 @@ impl Device {
     }
 
     /// Spans that hold these bytes.
-    fn span_range(&self, bytes: &Range<u64>) -> Range<usize> {
+    pub(crate) fn span_range(&self, bytes: &Range<u64>) -> Range<usize> {
         if bytes.is_empty() {
             return 0..0;
         }

@@ -82,6 +82,14 @@ impl Device {
         ended.map_or(FillState::Stopped, |state| *state)
     }
 
+    /// Sends for these bytes and doesn't wait. Should that fail, it shows when they are brought.
+    fn send_for(&self, bytes: &Range<u64>) {
+        let spans = self.span_range(bytes);
+        if let Err(error) = self.claim(spans.clone(), Priority::Background, spans.end) {
+            tracing::debug!(device = %self.digest(), %error, "not sent for");
+        }
+    }
+
     /// The next device bytes from span `from` on to fetch in one step, beginning with a missing span, and the span
     /// after them.
     fn next_step(&self, from: usize) -> Option<(Range<u64>, usize)> {
@@ -130,6 +138,11 @@ async fn fill(device: Weak<Device>) {
             sleep(pause).await;
             continue;
         };
+        device.send_for(&bytes);
+        if let Some((ahead, _)) = device.next_step(next) {
+            // Its request crosses the link while the bytes of this step arrive.
+            device.send_for(&ahead);
+        }
         match device.bring(bytes, Priority::Background).await {
             Ok(_) => span = next,
             Err(DeviceError::Corrupt { span: bad, .. }) => (span, skipped) = (bad + 1, true),

@@ -20,7 +20,7 @@ pub struct DeviceOptions {
     pub foreground_connections: usize,
     /// Most GETs at a time for prefetch, over and above.
     pub prefetch_connections: usize,
-    /// Most GETs at a time for background fill, over and above.
+    /// Most GETs at a time for background fill, over and above. With one, the link would idle between any two.
     pub background_connections: usize,
     /// Spans decoded at a time; 0 for as many as there are processors.
     pub decoders: usize,
@@ -64,7 +64,7 @@ impl Default for DeviceOptions {
         Self {
             foreground_connections: 16,
             prefetch_connections: 4,
-            background_connections: 1,
+            background_connections: 2,
             decoders: 0,
             memory: 32 << 20,
             checkpoint_memory: 4 << 20,
