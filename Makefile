@@ -62,7 +62,7 @@ fuzz-smoke: setup
 	FUZZ_SEED=1 scripts/fuzz 5
 
 .PHONY: bench
-bench: bench-cold-start bench-convert ## all benches; the results go to benches/RESULTS.md
+bench: bench-cold-start bench-convert bench-node ## all benches; the results go to benches/RESULTS.md
 
 .PHONY: bench-cold-start
 bench-cold-start: bench-images ## pull and start to ready of all images over a shaped link, RUNS (5) each
@@ -71,6 +71,10 @@ bench-cold-start: bench-images ## pull and start to ready of all images over a s
 .PHONY: bench-convert
 bench-convert: bench-images ## conversion in both modes against gzip, sha256sum and zstd; memory, sizes
 	$(BIN)/convert-speed --runs $(RUNS)
+
+.PHONY: bench-node
+bench-node: bench-images ## a node at work: warm reads, single reads, fill, memory, many containers (a quarter of an hour)
+	$(BIN)/node
 
 .PHONY: clean
 clean: ## build output; .cache (images, tools) stays

@@ -144,6 +144,11 @@ impl FarRegistry {
         self.proxy.by_way(image)
     }
 
+    /// Bytes that have come from there so far, frames and all.
+    pub fn received(&self) -> Result<u64> {
+        self.link.received()
+    }
+
     /// Records what the start of an application reads, on a new, empty node, until it is ready. `image` is as the
     /// registry itself knows it, and converted for [`System::Index`].
     pub fn record(&self, application: &Application, image: &str, trace: &Path) -> Result<()> {

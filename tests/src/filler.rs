@@ -65,7 +65,7 @@ impl Filler {
             let mut tar = TarWriter::new(out);
             tar.entry(&Entry::dir("data"))?;
             for number in 0..self.count {
-                if number % 100 == 0 {
+                if number.is_multiple_of(100) {
                     tar.entry(&Entry::dir(format!("data/{:03}", number / 100)))?;
                 }
                 tar.entry(&Entry::file(self.path(number), self.content(number)))?;
