@@ -55,7 +55,7 @@ pub struct Snapshotter {
 }
 
 impl Snapshotter {
-    /// Starts one on an empty root.
+    /// Starts one on an empty root, with the driver of the tests.
     pub fn start() -> Result<Self> {
         Self::start_over(&driver())
     }

@@ -17,8 +17,8 @@ use crate::scratch::Scratch;
 /// What a containerd is told at its start.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Socket of a proxy snapshotter, known to containerd as `clipper`.
-    pub snapshotter: Option<PathBuf>,
+    /// Name and socket of a proxy snapshotter.
+    pub snapshotter: Option<(String, PathBuf)>,
     /// What the CRI takes as its snapshotter: `overlayfs` or `clipper`.
     pub cri_snapshotter: String,
     /// The CRI's sandbox image.
@@ -27,20 +27,34 @@ pub struct Settings {
     pub cri_annotations: bool,
     /// Prefix of another command that containerd is started by.
     pub prefix: Vec<String>,
+    /// Where containerd, its shim and `ctr` are looked for before `PATH`.
+    pub programs: Option<PathBuf>,
+    /// Sections of the configuration that stand behind all others.
+    pub more: String,
 }
 
 impl Settings {
     /// containerd on its own, with its own overlayfs.
     pub fn overlayfs() -> Self {
-        let (cri_snapshotter, sandbox_image) = ("overlayfs".into(), "none".into());
-        Self { snapshotter: None, cri_snapshotter, sandbox_image, cri_annotations: true, prefix: Vec::new() }
+        Self {
+            snapshotter: None,
+            cri_snapshotter: "overlayfs".into(),
+            sandbox_image: "none".into(),
+            cri_annotations: true,
+            prefix: Vec::new(),
+            programs: None,
+            more: String::new(),
+        }
     }
 
     /// containerd with Clipper as a plugin and as the CRI's snapshotter.
     pub fn clipper(socket: &Path) -> Self {
-        let (cri_snapshotter, sandbox_image) = ("clipper".into(), "none".into());
-        let snapshotter = Some(socket.into());
-        Self { snapshotter, cri_snapshotter, sandbox_image, cri_annotations: true, prefix: Vec::new() }
+        Self { cri_snapshotter: "clipper".into(), ..Self::plugin("clipper", socket) }
+    }
+
+    /// containerd with any other snapshotter as a plugin.
+    pub fn plugin(name: &str, socket: &Path) -> Self {
+        Self { snapshotter: Some((name.into(), socket.into())), ..Self::overlayfs() }
     }
 }
 
@@ -98,9 +112,13 @@ impl Containerd {
 
     /// `ctr ARGS`, not yet run.
     pub fn ctr_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(self.program("ctr"));
         command.arg("--address").arg(&self.socket).args(["--namespace", self.namespace()]).args(args);
         command
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.settings.programs.as_ref().map_or_else(|| name.into(), |dir| dir.join(name))
     }
 
     /// Pulls and unpacks an image as `ctr` does, whole.
@@ -203,11 +221,15 @@ impl Containerd {
     fn launch(&mut self) -> Result<()> {
         let config = self.scratch.join("config.toml").display().to_string();
         let mut line: Vec<&str> = self.settings.prefix.iter().map(String::as_str).collect();
+        // containerd looks for its shim and for `mkfs.erofs` in its own PATH.
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = self.settings.programs.as_ref().map(|dir| format!("PATH={}:{path}", dir.display()));
+        line.extend(path.iter().flat_map(|path| ["env", path]));
         line.extend(["containerd", "--config", &config]);
         let mut daemon = Daemon::start("containerd", Path::new(line[0]), &line[1..], &self.scratch.join("log"))?;
-        let socket = self.socket.clone();
+        let (socket, ctr) = (self.socket.clone(), self.program("ctr"));
         daemon.wait_until("answering", Duration::from_secs(30), || {
-            Command::new("ctr")
+            Command::new(&ctr)
                 .arg("--address")
                 .arg(&socket)
                 .arg("version")
@@ -223,8 +245,8 @@ impl Containerd {
         let dir = self.scratch.path().display();
         let Settings { snapshotter, cri_snapshotter, sandbox_image, .. } = &self.settings;
         let silent = !self.settings.cri_annotations;
-        let proxy = snapshotter.as_ref().map(|socket| {
-            format!("[proxy_plugins.clipper]\n  type = \"snapshot\"\n  address = \"{}\"\n", socket.display())
+        let proxy = snapshotter.as_ref().map(|(name, socket)| {
+            format!("[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = \"{}\"\n", socket.display())
         });
         format!(
             r#"version = 2
@@ -254,8 +276,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{dir}/cni"
     bin_dir = "{dir}/cni"
-{}"#,
-            proxy.unwrap_or_default()
+{}{}"#,
+            proxy.unwrap_or_default(),
+            self.settings.more,
         )
     }
 }

@@ -1,7 +1,7 @@
 //! A slow network on one machine: a network namespace behind a pair of virtual interfaces, whose way out is shaped.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
 use anyhow::Result;
@@ -35,16 +35,27 @@ impl Link {
         within(&["ip", "addr", "add", &format!("{address}/30"), "dev", &inner])?;
         within(&["ip", "link", "set", &inner, "up"])?;
         within(&["ip", "link", "set", "lo", "up"])?;
-        let rate = format!("{megabits}mbit");
-        within(&[
-            "tc", "qdisc", "add", "dev", &inner, "root", "tbf", "rate", &rate, "burst", "256kb", "latency", "50ms",
-        ])?;
+        link.shape(megabits)?;
         Ok(link)
+    }
+
+    /// Gives it another rate: so many megabits per second.
+    pub fn shape(&self, megabits: u32) -> Result<()> {
+        let (inner, rate) = (format!("clq{}", std::process::id()), format!("{megabits}mbit"));
+        let shaping = ["root", "tbf", "rate", &rate, "burst", "256kb", "latency", "50ms"];
+        let line = [&self.prefix()[1..], &["tc", "qdisc", "replace", "dev", &inner], &shaping].concat();
+        ip(&line).map(|_| ())
     }
 
     /// An address at its far end, for a server that is started by way of `prefix`.
     pub fn address(&self, port: u16) -> Result<SocketAddr> {
         Ok(format!("{}:{port}", self.address).parse()?)
+    }
+
+    /// The address of the end on this side.
+    pub fn near_end(&self) -> Result<IpAddr> {
+        let network = self.address.rsplit_once('.').map_or("", |(network, _)| network);
+        Ok(format!("{network}.1").parse()?)
     }
 
     /// The beginning of a command line that runs at its far end.

@@ -37,8 +37,19 @@ impl Registry {
         Self::launch(address, prefix, "")
     }
 
-    fn launch(address: SocketAddr, prefix: &[&str], more: &str) -> Result<Self> {
+    /// As [`start_with`](Self::start_with), but what it stores lies in memory, and no disk is ever waited for.
+    pub fn start_in_memory(address: SocketAddr, prefix: &[&str]) -> Result<Self> {
         let scratch = Scratch::new("registry")?;
+        let storage = scratch.subdir("storage")?;
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=0700,size=75%", "registry"]).arg(&storage))?;
+        Self::launch_in(scratch, address, prefix, "")
+    }
+
+    fn launch(address: SocketAddr, prefix: &[&str], more: &str) -> Result<Self> {
+        Self::launch_in(Scratch::new("registry")?, address, prefix, more)
+    }
+
+    fn launch_in(scratch: Scratch, address: SocketAddr, prefix: &[&str], more: &str) -> Result<Self> {
         let storage = scratch.subdir("storage")?;
         let config = scratch.join("config.yml");
         fs::write(&config, config_text(&storage, address) + more)?;
