@@ -1,44 +1,53 @@
-//! `cold-start`: real applications over a 300 Mbit/s link, from nothing to ready, with containerd's overlayfs and with
-//! Clipper's modes in turns. Writes its sections of benches/RESULTS.md and README.md, cold-start.json and cold-start.svg.
+//! `cold-start`: real applications over slow links, from nothing to ready, with containerd's own snapshotters, with Clipper
+//! and with others like it in turns. Writes its sections of benches/RESULTS.md and README.md, cold-start.json and
+//! cold-start.svg.
 
 mod measured;
 mod report;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use clap::Parser;
 use clipper_benches::application::{APPLICATIONS, Application};
-use clipper_benches::cold_start::{FarRegistry, Run, System};
+use clipper_benches::cold_start::{FarRegistry, Run};
+use clipper_benches::ideal::Way;
 use clipper_benches::needed::Needed;
 use clipper_benches::page::{self, Page};
+use clipper_benches::peer::Subject;
+use clipper_benches::system::{Conversion, Driver, System};
 use clipper_tests::clipper::clipper_ok;
-use measured::{Image, Measured, Measurement};
+use measured::{Image, Measured, Measurement, Missing};
 use serde_json::Value;
 
-/// Measures pull and start to ready over a shaped link, with fresh caches each run.
+/// While images are prepared, nobody waits for the link.
+const AT_HOME: (u32, Duration) = (10_000, Duration::ZERO);
+/// What a trace is recorded with, and what the start needs is read with.
+const RECORDED: System = System::Clipper(Conversion::Index, Driver::Fuse);
+
+/// Measures pull and start to ready over shaped links, with fresh caches each run.
 ///
-/// Results of images that aren't measured stay as they are.
+/// Results of images and links that aren't measured stay as they are.
 #[derive(Debug, Parser)]
 struct Options {
     /// Image below .cache/images to be measured; may be repeated [default: all: node-red, python, postgres, java]
     #[arg(long, value_name = "NAME")]
     image: Vec<String>,
-    /// Runs of each system.
+    /// Runs of each system over each link.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Rate of the link in Mbit/s.
-    #[arg(long, default_value_t = 300)]
-    megabits: u32,
-    /// Delay in each direction, in milliseconds.
-    #[arg(long, default_value_t = 5)]
-    delay: u64,
-    /// The systems to be compared: overlayfs; index-unlisted (Clipper's index-only mode without a list of what the start
-    /// reads), index (with what the converter guesses), index-recorded (with a trace); full, full-recorded
-    #[arg(long, value_delimiter = ',', default_values = System::ALL.map(System::option))]
-    systems: Vec<String>,
+    /// Links: the rate in Mbit/s and the delay in each direction in milliseconds; a round trip takes twice that.
+    #[arg(long, value_name = "MEGABITS/DELAY", value_delimiter = ',', default_value = "300/5")]
+    link: Vec<Way>,
+    /// The systems to be compared: overlayfs; containerd-erofs, stargz, soci, nydus-reference, nydus,
+    /// nydus-lazy; Clipper's modes
+    /// index-unlisted (without a list of what the start reads), index (with what the converter guesses), index-recorded
+    /// (with a trace), full, full-recorded, each with -erofs or -fuse for the driver
+    #[arg(long, value_delimiter = ',', default_values_t = System::usual())]
+    systems: Vec<System>,
     /// Largest hot blob, as for `clipper convert` [default: its own].
     #[arg(long, value_name = "LIMIT")]
     hot_limit: Option<String>,
@@ -48,87 +57,145 @@ struct Options {
     /// Only print; leave benches/RESULTS.md, README.md and the pictures alone.
     #[arg(long)]
     dry: bool,
+    /// Measure nothing; write the pages and the picture anew.
+    #[arg(long, conflicts_with = "dry")]
+    pages: bool,
+}
+
+/// An image in a registry, prepared for all systems that can have it.
+struct Prepared {
+    far: FarRegistry,
+    /// As the registry itself knows it.
+    image: String,
+    described: Image,
+    needed: Needed,
+    systems: Vec<System>,
+    missing: Vec<Missing>,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
     ensure!(options.runs > 0, "no runs, no figures");
-    let systems: Vec<System> = options.systems.iter().map(|name| system(name)).collect::<Result<_>>()?;
     let applications = match options.image.as_slice() {
         [] => APPLICATIONS.to_vec(),
         names => names.iter().map(|name| Application::called(name)).collect::<Result<_>>()?,
     };
     let mut all = if options.dry { Measured::default() } else { Measured::read()? };
+    if options.pages {
+        return write(&all);
+    }
     for application in &applications {
-        all.put(application.name, measure(application, &systems, &options)?);
-        println!("{}", report::image(application, &all));
-        // After each image: what was measured stays, whatever happens to the next.
-        if !options.dry {
-            all.write()?;
-            fs::write(page::directory().join("cold-start.svg"), report::picture(&all))?;
-            Page::Results.write_section("cold-start", &report::results(&all))?;
-            Page::Readme.write_section("cold-start", &report::readme(&all))?;
+        // One for each image, because all that it holds is kept in memory.
+        let mut prepared = prepare(application, &options)?;
+        for way in &options.link {
+            let measurement = measure(application, &mut prepared, *way, options.runs)?;
+            println!("{}", report::image(application, &measurement));
+            all.put(application.name, measurement);
+            // After each of them: what was measured stays, whatever happens to the next.
+            if !options.dry {
+                all.write()?;
+                write(&all)?;
+            }
         }
     }
     Ok(())
 }
 
-fn system(name: &str) -> Result<System> {
-    match System::ALL.into_iter().find(|system| system.option() == name) {
-        Some(system) => Ok(system),
-        None => bail!("no system is called {name}; there are: {}", System::ALL.map(System::option).join(", ")),
-    }
+fn write(all: &Measured) -> Result<()> {
+    fs::write(page::directory().join("cold-start.svg"), report::picture(all))?;
+    Page::Results.write_section("cold-start", &report::results(all))?;
+    Page::Readme.write_section("cold-start", &report::readme(all))
 }
 
-/// All runs of one application.
-fn measure(application: &Application, systems: &[System], options: &Options) -> Result<Measurement> {
-    // One for each image: before every start, all that the registry holds is read into the page cache.
-    let far = FarRegistry::new(options.megabits, Duration::from_millis(options.delay))?;
-    eprintln!("{}: pushing it into the registry, converting it, recording its start", application.name);
-    let image = far.registry.push_cached(application.name)?;
-    // Also for overlayfs alone: what it brings is compared with what the start needs.
+/// Pushes an image, records its start, converts it for everybody.
+fn prepare(application: &Application, options: &Options) -> Result<Prepared> {
+    let far = FarRegistry::new(AT_HOME.0, AT_HOME.1)?;
+    let name = application.name;
+    eprintln!("{name}: pushing it into the registry, recording its start");
+    let image = far.registry.push_cached(name)?;
     let base = far.near(&image);
-    let more: Vec<&str> = options.hot_limit.iter().flat_map(|limit| ["--hot-limit", limit]).collect();
-    System::Index.convert(&base, None, &more)?;
+    let convert: Vec<&str> = options.hot_limit.iter().flat_map(|limit| ["--hot-limit", limit]).collect();
     let scratch = tempfile::tempdir()?;
     let trace = scratch.path().join("trace");
-    far.record(application, &image, &trace)?;
+    let subject = Subject { far: &far, image: &base, trace: &trace, convert: &convert };
+    // Also for overlayfs alone: what it brings is compared with what the start needs.
+    RECORDED.peer().prepare(&subject)?;
+    let accelerated = RECORDED.reference(&base);
+    far.record(application, &accelerated, &trace)?;
     if let Some(kept) = &options.traces {
         fs::create_dir_all(kept)?;
-        fs::copy(&trace, kept.join(format!("{}.trace", application.name)))?;
+        fs::copy(&trace, kept.join(format!("{name}.trace")))?;
     }
-    for system in systems.iter().filter(|system| **system != System::Index) {
-        system.convert(&base, Some(&trace), &more)?;
+    let (mut systems, mut missing) = (Vec::new(), Vec::new());
+    let mut made = BTreeSet::from([RECORDED.peer().suffix()]);
+    for system in options.systems.iter().copied() {
+        let peer = system.peer();
+        if made.insert(peer.suffix()) {
+            eprintln!("{name}: converting it for {}", system.name());
+            if let Err(error) = peer.prepare(&subject) {
+                missing.push(spare(system, error.context("preparing the image"))?);
+                continue;
+            }
+        }
+        systems.push(system);
     }
-    let accelerated = System::Index.reference(&base);
-    let needed = Needed::of(&accelerated, &trace)?;
+    let (described, needed) = (described(&accelerated)?, Needed::of(&accelerated, &trace)?);
+    Ok(Prepared { far, image, described, needed, systems, missing })
+}
+
+/// All runs of one application over one link.
+fn measure(application: &Application, prepared: &mut Prepared, way: Way, rounds: usize) -> Result<Measurement> {
+    prepared.far.move_to(way.0, way.delay())?;
+    let (mut systems, mut missing) = (prepared.systems.clone(), prepared.missing.clone());
     let mut runs = Vec::new();
-    for round in 1..=options.runs {
-        for system in systems {
-            let run = far.cold_start(*system, application, &image)?;
-            tell(application, round, options.runs, &run);
-            runs.push(run);
+    for round in 1..=rounds {
+        for system in systems.clone() {
+            match prepared.far.cold_start(system, application, &prepared.image) {
+                Ok(run) => {
+                    tell(application, round, rounds, &run);
+                    runs.push(run);
+                }
+                Err(error) => {
+                    missing.push(spare(system, error.context(format!("in round {round}")))?);
+                    systems.retain(|other| *other != system);
+                }
+            }
         }
     }
-    let (circumstances, link) = (page::circumstances(), (options.megabits, options.delay));
-    Ok(Measurement { circumstances, link, image: described(&accelerated)?, needed, runs })
+    let (circumstances, image) = (page::circumstances(), prepared.described.clone());
+    Ok(Measurement { circumstances, link: way, image, needed: prepared.needed, runs, missing })
+}
+
+/// A comparison can do without a peer, but not without Clipper or what everybody has.
+fn spare(system: System, error: Error) -> Result<Missing> {
+    if system.is_clipper() || system == System::Overlayfs {
+        return Err(error.context(system.name()));
+    }
+    let told = format!("{error:#}");
+    eprintln!("{} can't be run: {told}", system.name());
+    let line = told.lines().filter(|line| !line.trim().is_empty()).take(3).collect::<Vec<_>>().join(" ");
+    Ok(Missing { system, reason: line.chars().take(400).collect() })
 }
 
 fn described(accelerated: &str) -> Result<Image> {
     let inspected: Value = serde_json::from_str(&clipper_ok(&["inspect", "--json", accelerated])?)?;
-    let size = |field: &str| inspected[0][field].as_u64().unwrap_or_default();
-    let layers = inspected[0]["layers"].as_array().map_or(0, Vec::len);
+    let first = inspected.get(0).context("`clipper inspect` describes no image")?;
+    let size = |field: &str| first[field].as_u64().unwrap_or_default();
+    let layers = first["layers"].as_array().map_or(0, Vec::len);
     Ok(Image { layers, compressed: size("layers_size"), unpacked: size("device_size") })
 }
 
 fn tell(application: &Application, round: usize, rounds: usize, run: &Run) {
     eprintln!(
-        "{} {round}/{rounds} {:>20}: pull {:6.2} s, start {:6.2} s, {:7.1} MB, {:5} requests",
+        "{} {round}/{rounds} {:>28}: pull {:6.2} s, start {:6.2} s, {:7.1} MB, {:5} requests, {:5.2} s of processor, {:4} MB{}",
         application.name,
         run.system.name(),
         run.pull,
         run.start,
         run.wire_bytes as f64 / 1e6,
-        run.requests
+        run.requests,
+        run.node_cpu.unwrap_or_default(),
+        run.peak_kib.unwrap_or_default() / 1024,
+        run.warm.map_or_else(String::new, |warm| format!("; again, warm: {warm:.2} s")),
     );
 }

@@ -1,4 +1,4 @@
-//! Everything that was measured, by image, as benches/cold-start.json keeps it.
+//! Everything that was measured, by image and link, as benches/cold-start.json keeps it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,34 +6,48 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clipper_benches::application::{APPLICATIONS, Application};
-use clipper_benches::cold_start::{Run, System};
+use clipper_benches::cold_start::Run;
 use clipper_benches::figures::Figures;
+use clipper_benches::ideal::Way;
 use clipper_benches::needed::Needed;
 use clipper_benches::page;
+use clipper_benches::system::System;
 use serde::{Deserialize, Serialize};
 
-/// The last measurement of each image.
+/// The last measurement of each image over each link, by image; the quickest link first.
 #[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(transparent)]
-pub struct Measured(BTreeMap<String, Measurement>);
+#[serde(from = "BTreeMap<String, OneOrMore>")]
+pub struct Measured(BTreeMap<String, Vec<Measurement>>);
 
-/// The runs of one image, in the order in which they were made.
+/// The runs of one image over one link, in the order in which they were made.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Measurement {
     /// The machine and the day.
     pub circumstances: String,
-    /// Mbit/s, and milliseconds of delay each way.
-    pub link: (u32, u64),
+    /// The link.
+    pub link: Way,
     /// What was started.
     pub image: Image,
     /// What its start reads.
     pub needed: Needed,
     /// The runs.
     pub runs: Vec<Run>,
+    /// What was wanted, but could not be run.
+    #[serde(default)]
+    pub missing: Vec<Missing>,
+}
+
+/// A system that could not be run.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Missing {
+    /// Which.
+    pub system: System,
+    /// Why.
+    pub reason: String,
 }
 
 /// An image in figures. Sizes are bytes.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Image {
     /// How many layers it has.
     pub layers: usize,
@@ -41,6 +55,24 @@ pub struct Image {
     pub compressed: u64,
     /// Their bytes as tars.
     pub unpacked: u64,
+}
+
+/// What stands beside an image's name: until 2026-11-21 the file knew one link of each image.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(Box<Measurement>),
+    More(Vec<Measurement>),
+}
+
+impl From<BTreeMap<String, OneOrMore>> for Measured {
+    fn from(file: BTreeMap<String, OneOrMore>) -> Self {
+        let list = |found| match found {
+            OneOrMore::One(one) => vec![*one],
+            OneOrMore::More(all) => all,
+        };
+        Self(file.into_iter().map(|(image, found)| (image, list(found))).collect())
+    }
 }
 
 impl Measured {
@@ -59,19 +91,24 @@ impl Measured {
         Ok(fs::write(path(), serde_json::to_string_pretty(self)? + "\n")?)
     }
 
-    /// Replaces what is known of an image.
+    /// Replaces what is known of an image over the same link.
     pub fn put(&mut self, image: &str, measurement: Measurement) {
-        self.0.insert(image.into(), measurement);
-    }
-
-    /// What is known of an application.
-    pub fn of(&self, application: &Application) -> Option<&Measurement> {
-        self.0.get(application.name)
+        let all = self.0.entry(image.into()).or_default();
+        all.retain(|other| other.link != measurement.link);
+        all.push(measurement);
+        all.sort_by_key(|one| (std::cmp::Reverse(one.link.0), one.link.1));
     }
 
     /// What is known, in the order of reports.
     pub fn all(&self) -> impl Iterator<Item = (Application, &Measurement)> {
-        APPLICATIONS.into_iter().filter_map(|application| Some((application, self.of(&application)?)))
+        APPLICATIONS.into_iter().flat_map(|application| {
+            self.0.get(application.name).into_iter().flatten().map(move |one| (application, one))
+        })
+    }
+
+    /// What is known of the link that most is told of.
+    pub fn usual(&self) -> impl Iterator<Item = (Application, &Measurement)> {
+        self.all().filter(|(_, own)| own.link == Way::USUAL)
     }
 }
 
@@ -79,22 +116,39 @@ impl Measurement {
     /// The systems that were measured, in the order of reports.
     pub fn systems(&self) -> Vec<System> {
         let ran = |system: &System| self.runs.iter().any(|run| run.system == *system);
-        System::ALL.into_iter().filter(ran).collect()
+        System::all().into_iter().filter(ran).collect()
     }
 
-    /// One quantity of all runs of a system.
-    pub fn figures(&self, system: System, of: impl Fn(&Run) -> f64) -> Figures {
-        Figures(self.runs.iter().filter(|run| run.system == system).map(of).collect())
+    /// One quantity of all runs of a system; runs that don't tell it are left out.
+    pub fn figures(&self, system: System, of: impl Fn(&Run) -> Option<f64>) -> Figures {
+        Figures(self.runs.iter().filter(|run| run.system == system).filter_map(of).collect())
     }
 
     /// Seconds from pull to ready.
     pub fn total(&self, system: System) -> Figures {
-        self.figures(system, |run| run.pull + run.start)
+        self.figures(system, |run| Some(run.pull + run.start))
     }
 
     /// Bytes on the wire, as a multiple of what the start needs.
     pub fn over_needed(&self, system: System) -> Figures {
-        self.figures(system, |run| run.wire_bytes as f64 / self.needed.packed as f64)
+        self.figures(system, |run| Some(run.wire_bytes as f64 / self.needed.packed as f64))
+    }
+
+    /// Seconds that a start from a warm overlayfs takes (T_warm), if that was measured.
+    pub fn warm(&self) -> Option<f64> {
+        let warm = Figures(self.runs.iter().filter_map(|run| run.warm).collect());
+        (!warm.0.is_empty()).then(|| warm.median())
+    }
+
+    /// Seconds that a cold start takes at least (T*).
+    pub fn ideal(&self) -> Option<f64> {
+        self.warm().map(|warm| self.link.ideal(warm, self.needed.packed))
+    }
+
+    /// Seconds from pull to ready, as a multiple of T*.
+    pub fn over_ideal(&self, system: System) -> Option<Figures> {
+        let ideal = self.ideal()?;
+        Some(self.figures(system, |run| Some((run.pull + run.start) / ideal)))
     }
 
     /// How many times.
@@ -105,4 +159,53 @@ impl Measurement {
 
 fn path() -> PathBuf {
     page::directory().join("cold-start.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measurement(link: &str, runs: &str) -> String {
+        format!(
+            r#"{{"circumstances": "a day", "link": {link}, "image": {{"layers": 1, "compressed": 2, "unpacked": 3}},
+                "needed": {{"bytes": 8, "packed": 30000000}}, "runs": [{runs}]}}"#
+        )
+    }
+
+    const OLD: &str =
+        r#"{"system": "index", "pull": 0.5, "start": 1.5, "wire_bytes": 60000000, "requests": 7, "resident_kib": 9}"#;
+
+    fn warm(start: f64, warm: f64) -> String {
+        format!(
+            r#"{{"system": "overlayfs", "pull": 2.0, "start": {start}, "wire_bytes": 1, "requests": 1, "warm": {warm}}}"#
+        )
+    }
+
+    #[test]
+    fn measurements_of_a_single_link_are_read_and_kept() {
+        let file = format!(r#"{{"node-red": {}}}"#, measurement("[300, 5]", OLD));
+        let mut all: Measured = serde_json::from_str(&file).unwrap();
+        let other = measurement("[100, 20]", &warm(1.0, 2.0));
+        all.put("node-red", serde_json::from_str(&other).unwrap());
+        all.put("node-red", serde_json::from_str(&measurement("[1000, 1]", OLD)).unwrap());
+        // The same once more: in place of the former.
+        all.put("node-red", serde_json::from_str(&measurement("[100, 20]", OLD)).unwrap());
+        let again: Measured = serde_json::from_str(&serde_json::to_string(&all).unwrap()).unwrap();
+        let links: Vec<Way> = again.all().map(|(_, one)| one.link).collect();
+        assert_eq!(links, [Way(1000, 1), Way(300, 5), Way(100, 20)]);
+        assert_eq!(again.usual().count(), 1);
+        let system = "index-fuse".parse().unwrap();
+        assert!(again.all().all(|(_, one)| one.systems() == [system]));
+    }
+
+    #[test]
+    fn the_ideal_is_of_the_median_of_warm_starts() {
+        let runs = [warm(1.0, 0.5), warm(4.0, 3.0), warm(2.0, 1.97)].join(",");
+        let own: Measurement = serde_json::from_str(&measurement("[300, 5]", &runs)).unwrap();
+        assert_eq!(own.ideal(), Some(1.97 + 0.03));
+        assert_eq!(own.over_ideal(System::Overlayfs).unwrap().0, [1.5, 3.0, 2.0]);
+        let old: Measurement = serde_json::from_str(&measurement("[300, 5]", OLD)).unwrap();
+        assert!(old.ideal().is_none() && old.over_ideal(System::Overlayfs).is_none());
+        assert_eq!(old.over_needed("index".parse().unwrap()).0, [2.0]);
+    }
 }

@@ -1,66 +1,69 @@
 //! What was measured, in words and pictures: for benches/RESULTS.md all of it, for README.md the essence.
 
 use clipper_benches::application::Application;
-use clipper_benches::cold_start::System;
 use clipper_benches::figures::Figures;
 use clipper_benches::picture::{Bar, Group, bars};
+use clipper_benches::system::System;
 
 use crate::measured::{Measured, Measurement};
 
 /// The section of benches/RESULTS.md.
 pub fn results(all: &Measured) -> String {
-    let mut text = String::from(
-        "## Cold start\n\nFrom an empty node to an application that answers, the systems in turns, everything cold each \
-         time; median (lowest–highest). *Index-only* describes the base image's own layers, *full* repacks them. Without \
-         further words, the converter has guessed what the start reads; *no list*: it was told not to; *recorded*: it \
-         had the trace of a start.\n\n\
-         **B\\*** is what a start can't do without: the bytes of files that its trace names (blocks of 4 KiB that the \
-         kernel asked for, its read-ahead included, each once), in the order of first touch, cut into frames of 256 KiB, \
-         each compressed alone by `zstd -3`. *On the wire* counts every byte that the node received until the \
-         application answered: Ethernet, TCP and HTTP, manifests, configuration and index as well.\n\n\
-         ![Seconds from pull to ready](cold-start.svg)\n",
-    );
-    for (application, _) in all.all() {
-        text += &image(&application, all);
+    let mut text = String::from(include_str!("results.md"));
+    for (application, own) in all.all() {
+        text += &image(&application, own);
     }
     text
 }
 
-/// What is known of one application.
-pub fn image(application: &Application, all: &Measured) -> String {
-    let Some(own) = all.of(application) else { return String::new() };
-    let (megabits, delay) = own.link;
+/// One measurement.
+pub fn image(application: &Application, own: &Measurement) -> String {
     let mut text = format!(
-        "\n### {}\n\n{}: {} layers, {} MB compressed, {} MB unpacked. Its start reads {:.1} MB of files; B\\* = {:.1} MB. \
-         {megabits} Mbit/s and {delay} ms each way, {} runs; {}\n\n\
-         | | pull, s | start to ready, s | pull to ready, s | sooner | on the wire, MB | of B\\* | requests | snapshotter's memory, MB |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+        "\n### {}, {}\n\n{}: {} layers, {} MB compressed, {} MB unpacked. Its start reads {:.1} MB of files; B\\* = {:.1} MB.{} \
+         {} runs; {}\n\n\
+         | | pull, s | start to ready, s | pull to ready, s | of T\\* | sooner | on the wire, MB | of B\\* | requests | \
+         processor, daemon, s | processor, all, s | daemon's peak memory, MB |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
         application.name,
+        own.link,
         capital(application.what),
         own.image.layers,
         own.image.compressed / 1_000_000,
         own.image.unpacked / 1_000_000,
         own.needed.bytes as f64 / 1e6,
         own.needed.packed as f64 / 1e6,
+        ideal(own),
         own.rounds(),
         own.circumstances,
     );
     for system in own.systems() {
-        let memory = own.figures(system, |run| run.resident_kib.map_or(f64::NAN, |kib| kib as f64 / 1024.0));
         text += &format!(
-            "| {} | {} | {} | {} | {} | {} | {} × | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {} × | {} | {} | {} | {} |\n",
             system.name(),
-            own.figures(system, |run| run.pull).text(2),
-            own.figures(system, |run| run.start).text(2),
+            own.figures(system, |run| Some(run.pull)).text(2),
+            own.figures(system, |run| Some(run.start)).text(2),
             own.total(system).text(2),
+            own.over_ideal(system).map_or_else(|| "–".into(), |figures| format!("{} ×", figures.text(2))),
             sooner(own, system),
-            own.figures(system, |run| run.wire_bytes as f64 / 1e6).text(1),
+            own.figures(system, |run| Some(run.wire_bytes as f64 / 1e6)).text(1),
             own.over_needed(system).text(2),
-            own.figures(system, |run| run.requests as f64).text(0),
-            if memory.median().is_nan() { "–".into() } else { memory.text(1) },
+            own.figures(system, |run| Some(run.requests as f64)).text(0),
+            told(&own.figures(system, |run| run.daemon_cpu), 2),
+            told(&own.figures(system, |run| run.node_cpu), 2),
+            told(&own.figures(system, |run| Some(run.peak_kib? as f64 / 1024.0)), 1),
         );
     }
+    for missing in &own.missing {
+        text += &format!("\nNot run, or not every time: {}: {}\n", missing.system.name(), missing.reason);
+    }
     text
+}
+
+fn ideal(own: &Measurement) -> String {
+    match (own.warm(), own.ideal()) {
+        (Some(warm), Some(ideal)) => format!(" T_warm = {warm:.2} s, T\\* = {ideal:.2} s."),
+        _ => String::new(),
+    }
 }
 
 /// How many times sooner than with overlayfs.
@@ -72,15 +75,16 @@ fn sooner(own: &Measurement, system: System) -> String {
     format!("**{:.1} ×**", plain / own.total(system).median())
 }
 
-/// The section of README.md.
+/// The section of README.md: one link, a column for each image.
 pub fn readme(all: &Measured) -> String {
     let mut text = String::from("Real images, started cold until they answer; medians of runs in turns:\n\n");
-    for (application, own) in all.all() {
-        let (megabits, delay) = own.link;
+    for (application, own) in all.usual() {
         text += &format!(
-            "- {}: {}; {megabits} Mbit/s and {delay} ms each way, {} runs, {}\n",
+            "- {}: {}, {} MB compressed; {}, {} runs, {}\n",
             application.name,
             application.what,
+            own.image.compressed / 1_000_000,
+            own.link,
             own.rounds(),
             own.circumstances
         );
@@ -88,46 +92,51 @@ pub fn readme(all: &Measured) -> String {
     text.push_str(
         "\n[All results, and how they were measured](benches/RESULTS.md); `make bench` measures anew.\n\n\
          ![Seconds from pull to ready](benches/cold-start.svg)\n\n\
-         | seconds from pull to ready | compressed, MB |",
+         Seconds from pull to ready. *T\\** is the least that a start can take: from a warm local disk, or as long as what it \
+         needs is on the link, and three round trips; *B\\** is what it needs.\n\n|",
     );
-    for system in System::ALL {
-        text += &format!(" {} |", system.name());
+    for (application, _) in all.usual() {
+        text += &format!(" | {}", application.name);
     }
-    text += &format!("\n|---|---|{}\n", "---|".repeat(System::ALL.len()));
-    for (application, own) in all.all() {
-        text += &format!("| {} | {} |", application.name, own.image.compressed / 1_000_000);
-        for system in System::ALL {
-            text += &format!(" {} |", median(&own.total(system), 1, ""));
+    text += &format!(" |\n|---|{}\n", "---|".repeat(all.usual().count()));
+    for system in System::all() {
+        if !all.usual().any(|(_, own)| own.systems().contains(&system)) {
+            continue;
         }
-        text += "\n| bytes on the wire, of what the start needs | |";
-        for system in System::ALL {
-            text += &format!(" {} |", median(&own.over_needed(system), 1, " ×"));
+        text += &format!("| {} |", system.name());
+        for (_, own) in all.usual() {
+            text += &format!(" {} |", cell(own, system));
         }
         text += "\n";
     }
-    let memory = all.all().flat_map(|(_, own)| &own.runs).filter_map(|run| run.resident_kib).max();
-    if let Some(memory) = memory {
-        text +=
-            &format!("\nThe snapshotter had at most {:.0} MB of memory when they answered.\n", memory as f64 / 1024.0);
+    let clippers = all.usual().flat_map(|(_, own)| &own.runs).filter(|run| run.system.is_clipper());
+    if let Some(memory) = clippers.filter_map(|run| run.peak_kib).max() {
+        text += &format!("\nClipper's snapshotter never had more than {:.0} MB of memory.\n", memory as f64 / 1024.0);
     }
     text
 }
 
-fn median(figures: &Figures, decimals: usize, unit: &str) -> String {
-    let median = figures.median();
-    if median.is_nan() { "–".into() } else { format!("{median:.decimals$}{unit}") }
+/// `1.6 s, 1.3 T*, 1.0 B*`, as far as it is known.
+fn cell(own: &Measurement, system: System) -> String {
+    let total = own.total(system).median();
+    if total.is_nan() {
+        return "–".into();
+    }
+    let ideal = own.over_ideal(system).map_or_else(String::new, |figures| format!(", {:.1} T\\*", figures.median()));
+    format!("**{total:.1}**{ideal}, {:.1} B\\*", own.over_needed(system).median())
 }
 
-/// Bars of all images.
+fn told(figures: &Figures, decimals: usize) -> String {
+    if figures.0.is_empty() { "–".into() } else { figures.text(decimals) }
+}
+
+/// Bars of all images, over one link.
 pub fn picture(all: &Measured) -> String {
     let groups: Vec<Group> = all
-        .all()
-        .map(|(application, own)| {
-            let (megabits, delay) = own.link;
-            Group {
-                title: format!("{}, {megabits} Mbit/s, {delay} ms each way", application.name),
-                bars: own.systems().into_iter().map(|system| bar(own, system)).collect(),
-            }
+        .usual()
+        .map(|(application, own)| Group {
+            title: format!("{}, {}", application.name, own.link),
+            bars: own.systems().into_iter().map(|system| bar(own, system)).collect(),
         })
         .collect();
     bars("From pull to ready", "s", &["pull", "start to ready"], &groups)
@@ -135,11 +144,51 @@ pub fn picture(all: &Measured) -> String {
 
 fn bar(own: &Measurement, system: System) -> Bar {
     let total = own.total(system);
-    let parts = vec![own.figures(system, |run| run.pull).median(), own.figures(system, |run| run.start).median()];
-    Bar { name: system.name().into(), parts, range: (total.min(), total.max()) }
+    let part = |of: fn(&clipper_benches::cold_start::Run) -> f64| own.figures(system, |run| Some(of(run))).median();
+    let parts = vec![part(|run| run.pull), part(|run| run.start)];
+    Bar { name: system.name(), parts, range: (total.min(), total.max()) }
 }
 
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clipper_benches::application::APPLICATIONS;
+
+    fn measured(runs: &str) -> Measured {
+        let file = format!(
+            r#"{{"node-red": {{"circumstances": "a day", "link": [300, 5], "image": {{"layers": 1, "compressed": 2, "unpacked": 3}},
+                "needed": {{"bytes": 8, "packed": 30000000}}, "runs": [{runs}],
+                "missing": [{{"system": "soci", "reason": "no TLS"}}]}}}}"#
+        );
+        serde_json::from_str(&file).unwrap()
+    }
+
+    const PLAIN: &str =
+        r#"{"system": "overlayfs", "pull": 8.0, "start": 2.0, "wire_bytes": 90000000, "requests": 9, "warm": 0.97}"#;
+    const INDEX: &str = r#"{"system": "index", "pull": 0.5, "start": 1.5, "wire_bytes": 60000000, "requests": 7}"#;
+
+    #[test]
+    fn rows_tell_multiples_of_what_can_be_had() {
+        let all = measured(&format!("{PLAIN}, {INDEX}"));
+        let (_, own) = all.usual().next().unwrap();
+        let text = image(&APPLICATIONS[0], own);
+        assert!(text.contains("T_warm = 0.97 s, T\\* = 1.00 s."), "{text}");
+        assert!(text.contains("| 2.00 (2.00–2.00) × | **5.0 ×** |"), "{text}");
+        assert!(text.contains("Not run, or not every time: SOCI: no TLS"), "{text}");
+        let readme = readme(&all);
+        assert!(readme.contains("| Clipper index-only, fuse | **2.0**, 2.0 T\\*, 2.0 B\\* |"), "{readme}");
+    }
+
+    #[test]
+    fn nothing_is_made_up_where_no_warm_start_was_measured() {
+        let all = measured(INDEX);
+        let (_, own) = all.usual().next().unwrap();
+        assert!(image(&APPLICATIONS[0], own).contains("| 2.00 (2.00–2.00) | – | – |"));
+        assert!(readme(&all).contains("| Clipper index-only, fuse | **2.0**, 2.0 B\\* |"));
+    }
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Parser;
 use clipper_benches::application::Application;
-use clipper_benches::cold_start::{FarRegistry, Run, System};
+use clipper_benches::cold_start::{FarRegistry, Run};
+use clipper_benches::system::{Conversion, Driver, System};
 use clipper_tests::clipper::{clipper_ok, convert};
 
 /// Shows what Clipper does.
@@ -55,7 +56,7 @@ fn main() -> Result<()> {
     let plain = far.cold_start(System::Overlayfs, &application, &image)?;
     tell(&plain);
     println!("4. Clipper, on an empty node: mount, start, fetch what is touched.");
-    let lazy = far.cold_start(System::Index, &application, &image)?;
+    let lazy = far.cold_start(System::Clipper(Conversion::Index, Driver::Fuse), &application, &image)?;
     tell(&lazy);
     let sum = |run: &Run| run.pull + run.start;
     println!(

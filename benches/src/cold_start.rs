@@ -1,11 +1,12 @@
 //! A cold start: from nothing on the node to a container that answers, over a slow link, with nothing cached.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clipper_tests::clipper::{Snapshotter, clipper_ok, convert_with};
+use clipper_tests::clipper::{Snapshotter, clipper_ok};
 use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::link::Link;
 use clipper_tests::proxy::Proxy;
@@ -13,9 +14,12 @@ use clipper_tests::registry::{Registry, free_port};
 use serde::{Deserialize, Serialize};
 
 use crate::application::Application;
+use crate::peer::Node;
+use crate::system::System;
+use crate::usage::Usage;
 
 /// Longest that an application may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The far end: a registry behind a shaped link, and a proxy that makes it distant as well.
 #[derive(Debug)]
@@ -25,91 +29,6 @@ pub struct FarRegistry {
     /// Speaks to whoever pushes and converts: not shaped in that direction, not delayed.
     pub registry: Registry,
     link: Link,
-}
-
-/// What a node runs images with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum System {
-    /// containerd as it comes: download all, unpack all, start.
-    Overlayfs,
-    /// Clipper in index-only mode, nothing known of the start-up.
-    IndexUnlisted,
-    /// Clipper in index-only mode as it comes: the start-up is worked out by the converter.
-    Index,
-    /// The same with a hot blob laid out by a recorded start.
-    IndexRecorded,
-    /// Clipper in full mode as it comes.
-    Full,
-    /// The same with a hot blob laid out by a recorded start.
-    FullRecorded,
-}
-
-impl System {
-    /// All, in the order of reports.
-    pub const ALL: [Self; 6] =
-        [Self::Overlayfs, Self::IndexUnlisted, Self::Index, Self::IndexRecorded, Self::Full, Self::FullRecorded];
-
-    /// Its name in tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Overlayfs => "overlayfs",
-            Self::IndexUnlisted => "index-only, no list",
-            Self::Index => "index-only",
-            Self::IndexRecorded => "index-only, recorded",
-            Self::Full => "full",
-            Self::FullRecorded => "full, recorded",
-        }
-    }
-
-    /// Its name on the command line.
-    pub fn option(self) -> &'static str {
-        match self {
-            Self::Overlayfs => "overlayfs",
-            Self::IndexUnlisted => "index-unlisted",
-            Self::Index => "index",
-            Self::IndexRecorded => "index-recorded",
-            Self::Full => "full",
-            Self::FullRecorded => "full-recorded",
-        }
-    }
-
-    /// What stands behind the tag of the image that it pulls.
-    fn suffix(self) -> &'static str {
-        match self {
-            Self::Overlayfs => "",
-            Self::IndexUnlisted => "_unlisted_accelerated",
-            Self::Index => "_accelerated",
-            Self::IndexRecorded => "_recorded_accelerated",
-            Self::Full => "_full_accelerated",
-            Self::FullRecorded => "_recorded_full_accelerated",
-        }
-    }
-
-    /// What it pulls instead of `image`.
-    pub fn reference(self, image: &str) -> String {
-        format!("{image}{}", self.suffix())
-    }
-
-    /// Makes what it pulls from `image`, with `more` options of `clipper convert`. A recorded one needs the trace.
-    pub fn convert(self, image: &str, trace: Option<&Path>, more: &[&str]) -> Result<()> {
-        let mut more = [&["--tag-suffix", self.suffix()], more].concat();
-        match self {
-            Self::Overlayfs => return Ok(()),
-            Self::IndexUnlisted => more.push("--no-guess"),
-            Self::Index | Self::IndexRecorded => {}
-            Self::Full | Self::FullRecorded => more.extend(["--mode", "full"]),
-        }
-        let trace = trace.map(|path| path.display().to_string());
-        if self.is_recorded() {
-            more.extend(["--trace", trace.as_deref().context("no start was recorded")?]);
-        }
-        convert_with(image, &more).map(|_| ())
-    }
-
-    fn is_recorded(self) -> bool {
-        matches!(self, Self::IndexRecorded | Self::FullRecorded)
-    }
 }
 
 /// One cold start.
@@ -125,17 +44,34 @@ pub struct Run {
     pub wire_bytes: u64,
     /// Requests to the registry until then.
     pub requests: usize,
-    /// Resident memory of the snapshotter at that moment, in KiB.
-    pub resident_kib: Option<u64>,
+    /// The most memory that the processes that show the image had resident until then, in KiB.
+    #[serde(default)]
+    pub peak_kib: Option<u64>,
+    /// Seconds of processor time that these took until then.
+    #[serde(default)]
+    pub daemon_cpu: Option<f64>,
+    /// The same of these, containerd, and the commands that pulled and started.
+    #[serde(default)]
+    pub node_cpu: Option<f64>,
+    /// Seconds that the application then took to start again from the unpacked image, all of it in memory; overlayfs only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<f64>,
 }
 
 impl FarRegistry {
     /// Builds it: so many megabits per second, so long a way.
     pub fn new(megabits: u32, delay: Duration) -> Result<Self> {
         let link = Link::new(megabits)?;
-        let registry = Registry::start_with(link.address(5000)?, &link.prefix())?;
+        let registry = Registry::start_in_memory(link.address(5000)?, &link.prefix())?;
         let proxy = Proxy::start(registry.address(), delay)?;
         Ok(Self { proxy, registry, link })
+    }
+
+    /// Moves it elsewhere, with all that it holds. Nodes know its images by new names from then on.
+    pub fn move_to(&mut self, megabits: u32, delay: Duration) -> Result<()> {
+        self.link.shape(megabits)?;
+        self.proxy = Proxy::start(self.registry.address(), delay)?;
+        Ok(())
     }
 
     /// The same image as nodes know it. To Clipper, only loopback is a registry that speaks plain HTTP unasked, so
@@ -149,75 +85,97 @@ impl FarRegistry {
         self.link.received()
     }
 
-    /// Records what the start of an application reads, on a new, empty node, until it is ready. `image` is as the
-    /// registry itself knows it, and converted for [`System::Index`].
-    pub fn record(&self, application: &Application, image: &str, trace: &Path) -> Result<()> {
+    /// The address of the nodes' end of the link.
+    pub fn near_end(&self) -> Result<IpAddr> {
+        self.link.near_end()
+    }
+
+    /// Records what the start of an application reads, on a new, empty node, until it is ready. `accelerated` is the
+    /// converted image as nodes know it.
+    pub fn record(&self, application: &Application, accelerated: &str, trace: &Path) -> Result<()> {
         let snapshotter = Snapshotter::start()?;
         let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
-        let reference = System::Index.reference(&self.near(image));
         let port = free_port()?;
         let (socket, url) = (containerd.socket().display().to_string(), application.ready.url(port)?);
         let variable = format!("{}={}", application.port_variable, port.port());
         let (limit, trace) = (PATIENCE.as_secs().to_string(), trace.display().to_string());
         let line = ["--address", &socket, "--namespace", containerd.namespace(), "--url", &url, "--env", &variable];
-        clipper_ok(&[&["record", "--timeout", &limit, "--output", &trace][..], &line, &[&reference]].concat())?;
+        clipper_ok(&[&["record", "--timeout", &limit, "--output", &trace][..], &line, &[accelerated]].concat())?;
         Ok(())
     }
 
-    /// Starts an application on a new, empty node; gives the figures once it is ready, and the node is gone.
+    /// Starts an application on a new, empty node; gives the figures once it is ready, and the node is gone. `image` is as
+    /// the registry itself knows it, and prepared for this system.
     pub fn cold_start(&self, system: System, application: &Application, image: &str) -> Result<Run> {
-        let snapshotter = match system {
-            System::Overlayfs => None,
-            _ => Some(Snapshotter::start()?),
-        };
-        let settings = snapshotter.as_ref().map_or_else(Settings::overlayfs, |own| Settings::clipper(own.socket()));
-        let containerd = Containerd::start(settings)?;
+        let mut node = system.peer().node(self)?;
         let reference = system.reference(&self.near(image));
-        forget_the_page_cache(&self.registry)?;
+        forget_the_page_cache()?;
         self.proxy.take_log();
-        let (wire_before, begun) = (self.link.received()?, Instant::now());
-        let kind = match system {
-            System::Overlayfs => {
-                containerd.pull("overlayfs", &reference)?;
-                "overlayfs"
-            }
-            _ => {
-                let socket = containerd.socket().display().to_string();
-                let node = ["--address", &socket, "--namespace", containerd.namespace(), "--snapshotter", "clipper"];
-                clipper_ok(&[&["pull"], &node[..], &[&reference]].concat())?;
-                "clipper"
-            }
-        };
+        let before = (Costs::of(&*node), self.link.received()?);
+        let begun = Instant::now();
+        node.pull(&reference)?;
         let pulled = begun.elapsed();
-        let port = free_port()?;
-        let variable = format!("{}={}", application.port_variable, port.port());
-        let line = ["run", "--detach", "--net-host", "--env", &variable, "--snapshotter", kind, &reference, "app"];
-        containerd.ctr(&line)?;
-        application.ready.wait(port, PATIENCE).with_context(|| {
-            let log = snapshotter.as_ref().map(Snapshotter::log).unwrap_or_default();
-            format!("the application is not ready; the snapshotter logged:\n{log}")
-        })?;
+        start_until_ready(&mut *node, application, &reference)?;
         let ready = begun.elapsed();
-        let run = Run {
+        let (costs, wire_bytes, requests) =
+            (Costs::of(&*node), self.link.received()? - before.1, self.proxy.log().len());
+        node.remove()?;
+        let warm = match system {
+            System::Overlayfs => {
+                let again = Instant::now();
+                start_until_ready(&mut *node, application, &reference)?;
+                let warm = again.elapsed().as_secs_f64();
+                node.remove()?;
+                Some(warm)
+            }
+            _ => None,
+        };
+        Ok(Run {
             system,
             pull: pulled.as_secs_f64(),
             start: (ready - pulled).as_secs_f64(),
-            wire_bytes: self.link.received()? - wire_before,
-            requests: self.proxy.log().len(),
-            resident_kib: snapshotter.as_ref().and_then(|own| own.resident_kib().ok()),
-        };
-        containerd.remove_container("app")?;
-        Ok(run)
+            wire_bytes,
+            requests,
+            peak_kib: Some(costs.peak_kib),
+            daemon_cpu: Some(costs.daemons - before.0.daemons),
+            node_cpu: Some(costs.node - before.0.node),
+            warm,
+        })
     }
 }
 
-/// Empties the machine's page cache, then fills it with the registry's blobs again: the registry's disk is not what is
-/// measured.
-fn forget_the_page_cache(registry: &Registry) -> Result<()> {
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")?;
-    for (digest, _) in registry.blobs()? {
-        std::io::copy(&mut fs::File::open(registry.blob_file(&digest))?, &mut std::io::sink())?;
+/// What a node has cost so far.
+struct Costs {
+    /// Processor seconds of the processes that show the image.
+    daemons: f64,
+    /// The same and those of everything else that had a part in it.
+    node: f64,
+    peak_kib: u64,
+}
+
+impl Costs {
+    fn of(node: &dyn Node) -> Self {
+        let daemons = node.daemons();
+        let mut all = daemons.clone();
+        all.extend(node.containerd().daemon().map(|daemon| daemon.pid()).filter(|pid| !daemons.contains(pid)));
+        let own = Usage::of(&daemons);
+        let node = Usage::of(&all).cpu + Usage::of_programs_run();
+        Self { daemons: own.cpu, node, peak_kib: own.peak_kib }
     }
-    Ok(())
+}
+
+/// Starts the container, waits until the application answers.
+fn start_until_ready(node: &mut dyn Node, application: &Application, reference: &str) -> Result<()> {
+    let port = free_port()?;
+    node.start(reference, &format!("{}={}", application.port_variable, port.port()))?;
+    application
+        .ready
+        .wait(port, PATIENCE)
+        .with_context(|| format!("the application is not ready; the snapshotter logged:\n{}", node.log()))
+}
+
+/// Empties the machine's page cache. What the registry holds stays in memory: its disk is not what is measured.
+fn forget_the_page_cache() -> Result<()> {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")
 }

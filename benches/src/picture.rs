@@ -26,7 +26,7 @@ pub fn bars(title: &str, unit: &str, parts: &[&str], groups: &[Group]) -> String
     let rows: usize = groups.iter().map(|group| group.bars.len()).sum();
     let height = TOP + ROW * rows as f64 + TITLE * groups.len() as f64 + 8.0;
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 700 {height}\" width=\"700\" height=\"{height}\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 770 {height}\" width=\"770\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
          <text x=\"10\" y=\"22\" font-size=\"15\" font-weight=\"bold\">{title}</text>\n"
     );
@@ -51,7 +51,7 @@ pub fn bars(title: &str, unit: &str, parts: &[&str], groups: &[Group]) -> String
 
 const COLOURS: [&str; 4] = ["#8aa4c8", "#2f6f4f", "#c98b4b", "#7a5195"];
 /// Pixels left of the axis, of the longest bar, from bar to bar, above all groups, and of a group's title.
-const LEFT: f64 = 160.0;
+const LEFT: f64 = 230.0;
 const WIDE: f64 = 450.0;
 const ROW: f64 = 25.0;
 const TOP: f64 = 60.0;

@@ -1,0 +1,81 @@
+//! Clipper: the image is converted, and `clipper-snapshotter` mounts it.
+
+use anyhow::{Context, Result};
+use clipper_tests::clipper::{Snapshotter, clipper_ok, convert_with};
+use clipper_tests::containerd::{Containerd, Settings};
+
+use super::{Node, Peer, Subject};
+use crate::cold_start::FarRegistry;
+use crate::system::{Conversion, Driver};
+
+/// An image converted in some way, shown in some way.
+#[derive(Debug)]
+pub struct Clipper {
+    /// What the converter is told.
+    pub conversion: Conversion,
+    /// What the snapshotter is told.
+    pub driver: Driver,
+}
+
+impl Peer for Clipper {
+    fn suffix(&self) -> String {
+        let suffix = match self.conversion {
+            Conversion::IndexUnlisted => "_unlisted_accelerated",
+            Conversion::Index => "_accelerated",
+            Conversion::IndexRecorded => "_recorded_accelerated",
+            Conversion::Full => "_full_accelerated",
+            Conversion::FullRecorded => "_recorded_full_accelerated",
+        };
+        suffix.into()
+    }
+
+    fn prepare(&self, subject: &Subject<'_>) -> Result<()> {
+        let (suffix, trace) = (self.suffix(), subject.trace.display().to_string());
+        let mut more = [&["--tag-suffix", suffix.as_str()], subject.convert].concat();
+        match self.conversion {
+            Conversion::IndexUnlisted => more.push("--no-guess"),
+            Conversion::Index | Conversion::IndexRecorded => {}
+            Conversion::Full | Conversion::FullRecorded => more.extend(["--mode", "full"]),
+        }
+        if matches!(self.conversion, Conversion::IndexRecorded | Conversion::FullRecorded) {
+            more.extend(["--trace", &trace]);
+        }
+        convert_with(subject.image, &more).map(|_| ())
+    }
+
+    fn node(&self, _far: &FarRegistry) -> Result<Box<dyn Node>> {
+        let snapshotter = Snapshotter::start_over(self.driver.option())?;
+        let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
+        Ok(Box::new(Running { containerd, snapshotter }))
+    }
+}
+
+struct Running {
+    // Ends first: it holds mounts of the snapshotter's.
+    containerd: Containerd,
+    snapshotter: Snapshotter,
+}
+
+impl Node for Running {
+    fn containerd(&self) -> &Containerd {
+        &self.containerd
+    }
+
+    fn snapshotter(&self) -> &str {
+        "clipper"
+    }
+
+    fn pull(&mut self, reference: &str) -> Result<()> {
+        let socket = self.containerd.socket().display().to_string();
+        let node = ["--address", &socket, "--namespace", self.containerd.namespace(), "--snapshotter", "clipper"];
+        clipper_ok(&[&["pull"], &node[..], &[reference]].concat()).context("clipper pull").map(|_| ())
+    }
+
+    fn daemons(&self) -> Vec<u32> {
+        self.snapshotter.daemon().map(|daemon| daemon.pid()).into_iter().collect()
+    }
+
+    fn log(&self) -> String {
+        self.snapshotter.log()
+    }
+}
