@@ -10,6 +10,8 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 FUZZ_SECONDS ?= 60
 RUNS ?= 5
+# Mbit/s and milliseconds each way.
+LINKS ?= 1000/1,300/5,100/20
 # Tests of whole programs that run again over the driver fuse, which older kernels have; the default is erofs.
 OVER_FUSE := conformance crowd fidelity integrity run:: mixed remote removal survival
 
@@ -65,8 +67,16 @@ fuzz-smoke: setup
 bench: bench-cold-start bench-convert bench-node ## all benches; the results go to benches/RESULTS.md
 
 .PHONY: bench-cold-start
-bench-cold-start: bench-images ## pull and start to ready of all images over a shaped link, RUNS (5) each
-	$(BIN)/cold-start --runs $(RUNS)
+bench-cold-start: bench-images peers ## pull and start to ready of all images over shaped LINKS, RUNS (5) each
+	$(BIN)/cold-start --runs $(RUNS) --link $(LINKS)
+
+.PHONY: bench-quick
+bench-quick: demo-image ## the same of one image over one link with Clipper and overlayfs, twice, into the terminal
+	$(BIN)/cold-start --image node-red --runs 2 --dry --systems overlayfs,index-erofs,index-recorded-erofs,full-recorded-erofs
+
+.PHONY: peers
+peers: setup ## other snapshotters to compare with, below .cache/tools (ten minutes)
+	@scripts/peers
 
 .PHONY: bench-convert
 bench-convert: bench-images ## conversion in both modes against gzip, sha256sum and zstd; memory, sizes
