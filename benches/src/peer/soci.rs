@@ -13,7 +13,7 @@ use clipper_tests::daemon::{Daemon, run};
 use clipper_tests::registry::free_port;
 use clipper_tests::scratch::Scratch;
 
-use super::{Node, Peer, Subject, tool};
+use super::{CONTAINER, Node, Peer, Subject, tool};
 use crate::cold_start::FarRegistry;
 
 /// Where both of its programs keep what they make, whatever they are told.
@@ -114,6 +114,16 @@ impl Node for Running {
 
     fn reference(&self, reference: &str) -> String {
         self.front.by_way(reference)
+    }
+
+    /// `ctr run` looks into the image itself, so it has to see what the snapshotter mounts.
+    fn start(&mut self, reference: &str, variable: &str) -> Result<()> {
+        let within = format!("--mount=/proc/{}/ns/mnt", self.daemon.pid());
+        let mut command = Command::new("nsenter");
+        command.args([&within, "--", "ctr", "--address"]).arg(self.containerd.socket());
+        command.args(["--namespace", self.containerd.namespace(), "run", "--detach", "--net-host", "--env", variable]);
+        command.args(["--snapshotter", "soci", &self.reference(reference), CONTAINER]);
+        run(&mut command).map(|_| ())
     }
 
     fn daemons(&self) -> Vec<u32> {
