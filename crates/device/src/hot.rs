@@ -178,9 +178,11 @@ async fn land(
     let mut bytes = Vec::new();
     // Frames that have arrived, from `next` on; they land in their order.
     let mut unpacking = FuturesOrdered::new();
+    // Why nothing more arrives; what has arrived lands nevertheless.
+    let mut broken = None;
     loop {
         let arriving = *next + unpacking.len();
-        let wanted = frames[..end].get(arriving).map(|frame| frame.len as usize);
+        let wanted = frames[..end].get(arriving).map(|frame| frame.len as usize).filter(|_| broken.is_none());
         if let Some(len) = wanted
             && bytes.len() >= len
             && unpacking.len() < SIDE_BY_SIDE
@@ -215,11 +217,15 @@ async fn land(
                 flow.progress.send_modify(|progress| progress.passed = *next);
             }
             chunk = body.next(), if wanted.is_some_and(|len| bytes.len() < len) => {
-                let chunk = chunk.ok_or_else(|| SourceError::new("the body ended early"))??;
-                flow.progress.send_modify(|progress| progress.arrived += chunk.len() as u64);
-                bytes.extend_from_slice(&chunk);
+                match chunk.unwrap_or_else(|| Err(SourceError::new("the body ended early"))) {
+                    Ok(chunk) => {
+                        flow.progress.send_modify(|progress| progress.arrived += chunk.len() as u64);
+                        bytes.extend_from_slice(&chunk);
+                    }
+                    Err(error) => broken = Some(error),
+                }
             }
-            else => return Ok(()),
+            else => return broken.map_or(Ok(()), Err),
         }
     }
 }
