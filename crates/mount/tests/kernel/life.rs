@@ -11,7 +11,7 @@ use std::{
     io::Read as _,
     os::unix::fs::FileExt as _,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -171,6 +171,26 @@ async fn a_process_to_be_killed() {
     std::future::pending::<()>().await;
 }
 
+/// A process that is killed at the end, however the test ends: whoever deletes what it has mounted would wait for it.
+struct Doomed(Child);
+
+impl Doomed {
+    /// Whether none of its threads answers any more: they stop some time after the signal.
+    fn is_stopped(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        threads
+            .flatten()
+            .all(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(|stat| stat.contains(") T ")))
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 async fn a_killed_process_leaves_errors_to_readers_and_never_zeros(driver: Driver) {
     let (warm, cold) = (noise(1, 300_000), noise(2, 2_000_000));
     let image = Image::gzip(&[Entry::dir("."), Entry::file("warm", warm.clone()), Entry::file("cold", cold)]);
@@ -179,28 +199,32 @@ async fn a_killed_process_leaves_errors_to_readers_and_never_zeros(driver: Drive
     fs::create_dir(&dir).unwrap();
     let values =
         [root.path().display().to_string(), image.reference("latest_accelerated").to_string(), driver.to_string()];
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "life::a_process_to_be_killed"])
         .envs(CHILD.into_iter().zip(values))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let mut child = Doomed(child);
     let deadline = Instant::now() + PATIENCE;
     while !is_mounted(&dir) {
-        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "nothing is mounted");
+        assert!(Instant::now() < deadline && child.0.try_wait().unwrap().is_none(), "nothing is mounted");
         sleep(Duration::from_millis(20)).await;
     }
     assert!(fs::read(dir.join("warm")).unwrap() == warm);
     let file = File::open(dir.join("cold")).unwrap();
     // One reader is waiting when the process dies.
-    let pid = rustix::process::Pid::from_child(&child);
+    let pid = rustix::process::Pid::from_child(&child.0);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    while !child.is_stopped() {
+        assert!(Instant::now() < deadline, "it doesn't stop");
+        sleep(Duration::from_millis(5)).await;
+    }
     let waiting = file.try_clone().unwrap();
     let waiting = thread::spawn(move || waiting.read_exact_at(&mut [0; 4096], 1_000_000));
     sleep(Duration::from_millis(200)).await;
     assert!(!waiting.is_finished());
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(child);
     assert!(waiting.join().unwrap().is_err());
     for at in (0..2_000_000).step_by(4096) {
         assert!(file.read_exact_at(&mut [0; 1], at).is_err(), "byte {at}");
