@@ -67,7 +67,7 @@ fuzz-smoke: setup
 bench: bench-cold-start bench-convert bench-node ## all benches; the results go to benches/RESULTS.md
 
 .PHONY: bench-cold-start
-bench-cold-start: bench-images peers ## pull and start to ready of all images over shaped LINKS, RUNS (5) each
+bench-cold-start: bench-images peers ## pull and start to ready of all images over shaped LINKS, RUNS (5) each (two hours)
 	$(BIN)/cold-start --runs $(RUNS) --link $(LINKS)
 
 .PHONY: bench-quick

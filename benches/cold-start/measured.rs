@@ -1,10 +1,8 @@
 //! Everything that was measured, by image and link, as benches/cold-start.json keeps it.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clipper_benches::application::{APPLICATIONS, Application};
 use clipper_benches::cold_start::Run;
 use clipper_benches::figures::Figures;
@@ -13,6 +11,9 @@ use clipper_benches::needed::Needed;
 use clipper_benches::page;
 use clipper_benches::system::System;
 use serde::{Deserialize, Serialize};
+
+/// Where it is kept.
+const FILE: &str = "cold-start.json";
 
 /// The last measurement of each image over each link, by image; the quickest link first.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -78,17 +79,12 @@ impl From<BTreeMap<String, OneOrMore>> for Measured {
 impl Measured {
     /// What earlier runs left.
     pub fn read() -> Result<Self> {
-        let path = path();
-        if !path.exists() {
-            return Ok(Self::default());
-        }
-        serde_json::from_slice(&fs::read(&path)?)
-            .with_context(|| format!("{} is of another form: delete it to measure anew", path.display()))
+        page::figures(FILE)
     }
 
     /// Keeps it for later runs.
     pub fn write(&self) -> Result<()> {
-        Ok(fs::write(path(), serde_json::to_string_pretty(self)? + "\n")?)
+        page::keep_figures(FILE, self)
     }
 
     /// Replaces what is known of an image over the same link.
@@ -155,10 +151,6 @@ impl Measurement {
     pub fn rounds(&self) -> usize {
         self.systems().first().map_or(0, |first| self.runs.iter().filter(|run| run.system == *first).count())
     }
-}
-
-fn path() -> PathBuf {
-    page::directory().join("cold-start.json")
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! Fifty containers of ten images, started at once on a node that has none of them.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clipper_benches::cold_start::FarRegistry;
-use clipper_benches::node::{Driver, Node};
+use clipper_benches::ideal::Way;
+use clipper_benches::node::Node;
+use clipper_benches::system::Driver;
 use clipper_tests::clipper::convert;
 use clipper_tests::fetched::Fetched;
 use clipper_tests::filler::Filler;
@@ -25,7 +27,7 @@ const FILE: usize = 100_000;
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Crowd {
     /// Mbit/s, and milliseconds of delay each way.
-    pub link: (u32, u64),
+    pub link: Way,
     /// How many there were of each.
     pub images: u64,
     /// Of all images together.
@@ -53,8 +55,8 @@ pub struct Run {
 
 impl Crowd {
     /// Runs them over each driver.
-    pub fn measure(link: (u32, u64)) -> Result<Self> {
-        let far = FarRegistry::new(link.0, Duration::from_millis(link.1))?;
+    pub fn measure(link: Way) -> Result<Self> {
+        let far = FarRegistry::new(link.0, link.delay())?;
         let images = images(&far)?;
         let mut measured = Self { link, images: IMAGES, containers: IMAGES * CONTAINERS as u64, runs: Vec::new() };
         for driver in Driver::ALL {

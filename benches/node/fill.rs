@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clipper_benches::cold_start::FarRegistry;
 use clipper_benches::figures::Figures;
-use clipper_benches::node::{Driver, Node, devices, index_of, must_be_same, tree};
+use clipper_benches::ideal::Way;
+use clipper_benches::node::{Node, devices, index_of, must_be_same, tree};
+use clipper_benches::system::Driver;
 use clipper_tests::clipper::convert_with;
 use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::registry::Registry;
@@ -21,7 +23,7 @@ pub struct Filling {
     /// The image.
     pub image: String,
     /// Mbit/s, and milliseconds of delay each way.
-    pub link: (u32, u64),
+    pub link: Way,
     /// Bytes of its layers in the registry.
     pub bytes: u64,
     /// Every run.
@@ -43,9 +45,9 @@ pub struct Run {
 
 impl Filling {
     /// Fills `image` so many times with each driver, in turns.
-    pub fn measure(image: &str, rounds: usize, link: (u32, u64)) -> Result<Self> {
+    pub fn measure(image: &str, rounds: usize, link: Way) -> Result<Self> {
         let expected = unpacked(image)?;
-        let far = FarRegistry::new(link.0, Duration::from_millis(link.1))?;
+        let far = FarRegistry::new(link.0, link.delay())?;
         let base = far.registry.push_cached(image)?;
         convert_with(&far.near(&base), &["--no-guess"])?;
         let accelerated = format!("{base}_accelerated");
@@ -102,7 +104,7 @@ impl Filling {
 
     /// Seconds that the image's bytes take on the link.
     pub fn limit(&self) -> f64 {
-        self.bytes as f64 * 8.0 / (f64::from(self.link.0) * 1e6)
+        self.link.transfer(self.bytes)
     }
 
     /// A figure of every run of a driver.

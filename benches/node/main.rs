@@ -14,8 +14,9 @@ mod works;
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
-use clipper_benches::node::Driver;
+use clipper_benches::ideal::Way;
 use clipper_benches::page::Page;
+use clipper_benches::system::Driver;
 use crowd::Crowd;
 use fill::Filling;
 use measured::{Measured, Part};
@@ -49,12 +50,9 @@ struct Options {
     /// Runs of the part fill, with each driver.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Rate of the link in Mbit/s.
-    #[arg(long, default_value_t = 300)]
-    megabits: u32,
-    /// Delay in each direction, in milliseconds.
-    #[arg(long, default_value_t = 5)]
-    delay: u64,
+    /// The link: Mbit/s, and milliseconds of delay each way.
+    #[arg(long, value_name = "MEGABITS/DELAY", default_value = "300/5")]
+    link: Way,
     /// Only print; leave benches/RESULTS.md and node.json alone.
     #[arg(long)]
     dry: bool,
@@ -66,7 +64,7 @@ fn main() -> Result<()> {
     if let Some(name) = options.part.iter().find(|name| !PARTS.contains(&name.as_str())) {
         bail!("no part is called {name}; there are: {}", PARTS.join(", "));
     }
-    let link = (options.megabits, options.delay);
+    let link = options.link;
     let mut all = if options.dry { Measured::default() } else { Measured::read()? };
     for name in PARTS.into_iter().filter(|name| options.part.is_empty() || options.part.iter().any(|part| part == name))
     {

@@ -1,9 +1,6 @@
 //! Everything that was measured, as benches/node.json keeps it: parts that aren't measured stay as they are.
 
-use std::fs;
-use std::path::PathBuf;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clipper_benches::page;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +9,9 @@ use crate::fill::Filling;
 use crate::memory::Memory;
 use crate::parity::Parity;
 use crate::uncached::Uncached;
+
+/// Where it is kept.
+const FILE: &str = "node.json";
 
 /// The last measurement of each part.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -48,20 +48,11 @@ impl<T> Part<T> {
 impl Measured {
     /// What earlier runs left.
     pub fn read() -> Result<Self> {
-        let path = path();
-        if !path.exists() {
-            return Ok(Self::default());
-        }
-        serde_json::from_slice(&fs::read(&path)?)
-            .with_context(|| format!("{} is of another form: delete it to measure anew", path.display()))
+        page::figures(FILE)
     }
 
     /// Keeps it for later runs.
     pub fn write(&self) -> Result<()> {
-        Ok(fs::write(path(), serde_json::to_string(self)? + "\n")?)
+        page::keep_figures(FILE, self)
     }
-}
-
-fn path() -> PathBuf {
-    page::directory().join("node.json")
 }

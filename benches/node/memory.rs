@@ -5,7 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clipper_benches::node::{Driver, Node, devices, index_of};
+use clipper_benches::node::{Node, devices, index_of};
+use clipper_benches::system::Driver;
 use clipper_tests::clipper::convert_with;
 use clipper_tests::filler::Filler;
 use clipper_tests::layout::{Compression, Image, Layout};

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clipper_benches::figures::Figures;
-use clipper_benches::node::{Driver, Node, devices, index_of, must_be_same, tree};
+use clipper_benches::node::{Node, devices, index_of, must_be_same, tree};
+use clipper_benches::system::Driver;
 use clipper_tests::clipper::convert;
 use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::registry::Registry;

@@ -1,7 +1,7 @@
 //! What was measured, in words: the section of benches/RESULTS.md.
 
 use clipper_benches::figures::Figures;
-use clipper_benches::node::Driver;
+use clipper_benches::system::Driver;
 
 use crate::crowd::Crowd;
 use crate::fill::Filling;
@@ -59,17 +59,16 @@ fn parity(images: &[Parity]) -> String {
 }
 
 fn uncached(reads: &Uncached) -> String {
-    let (megabits, delay) = reads.link;
+    let way = reads.link;
     let mut text = format!(
-        "\n### A read of 4 KiB that isn't here\n\nSingle reads of {}, each of a span that nothing has fetched, {megabits} \
-         Mbit/s and {delay} ms each way. The limit: the way there and back ({} ms), the span's bytes at the link's rate, and \
+        "\n### A read of 4 KiB that isn't here\n\nSingle reads of {}, each of a span that nothing has fetched, {way}. The limit: the way there and back ({} ms), the span's bytes at the link's rate, and \
          decoding and verifying it, measured for each. After a pause the link lets 256 KB through at once, so that a read \
          may take less. Targets: 1.3 (p50), 3 (p99). The bare GET fetches the same bytes over an \
          open connection by the same way, registry and all; decoding is added to it.\n\n\
          | | reads | p50, ms | p99, ms | limit, p50, ms | of the limit, p50 | p99 | of a bare GET, p50 | p99 |\n\
          |---|---|---|---|---|---|---|---|---|\n",
         reads.image,
-        2 * delay
+        reads.link.round_trip() * 1e3
     );
     for driver in Driver::ALL {
         let (seconds, ratios) = (reads.figures(driver, |one| one.seconds * 1e3), reads.ratios(driver));
@@ -90,10 +89,10 @@ fn uncached(reads: &Uncached) -> String {
 }
 
 fn fill(filling: &Filling) -> String {
-    let (megabits, delay) = filling.link;
+    let way = filling.link;
     let limit = filling.limit();
     let mut text = format!(
-        "\n### Background fill\n\nAll {:.0} MB of {}, {megabits} Mbit/s and {delay} ms each way: {limit:.2} s on the link. By \
+        "\n### Background fill\n\nAll {:.0} MB of {}, {way}: {limit:.2} s on the link. By \
          design fill waits for 3 s in which nobody reads; counted from the first request for a layer that isn't in it, counted \
          from the mount it is. Target: 1.15.\n\n\
          | | seconds from the first request | of the limit | from the mount | of the limit | on the wire, of the image |\n\
@@ -135,11 +134,11 @@ fn memory(memory: &Memory) -> String {
 }
 
 fn crowd(crowd: &Crowd) -> String {
-    let (megabits, delay) = crowd.link;
+    let way = crowd.link;
     let mut text = format!(
         "\n### Many containers at once\n\n{} images are pulled at once onto an empty node, and as soon as one is there, its \
          containers start at once, {} in all; each reads all of its image's files, every second one backwards, and prints a \
-         checksum. {megabits} Mbit/s and {delay} ms each way. Targets: no failure; bytes of bodies at most 1.05 of those \
+         checksum. {way}. Targets: no failure; bytes of bodies at most 1.05 of those \
          without what had arrived before.\n\n\
          | | failures | seconds | fetched, MB | of what is needed | on the wire, MB |\n|---|---|---|---|---|---|\n",
         crowd.images, crowd.containers

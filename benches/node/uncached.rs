@@ -6,12 +6,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clipper_benches::cold_start::FarRegistry;
 use clipper_benches::figures::Figures;
-use clipper_benches::node::{Driver, index_of};
+use clipper_benches::ideal::Way;
+use clipper_benches::node::index_of;
+use clipper_benches::system::Driver;
 use clipper_format::gzip::{CHECKPOINTS_PER_GROUP, SpanDecoder, decode_group};
 use clipper_format::index::{Index, LayerIndex};
 use clipper_format::span::{Span, Start};
@@ -28,7 +30,7 @@ pub struct Uncached {
     /// The image.
     pub image: String,
     /// Mbit/s, and milliseconds of delay each way.
-    pub link: (u32, u64),
+    pub link: Way,
     /// Every read.
     pub reads: Vec<One>,
 }
@@ -61,8 +63,8 @@ struct Spot<'i> {
 
 impl Uncached {
     /// Measures `count` reads with each driver, each of another span.
-    pub fn measure(image: &str, count: usize, link: (u32, u64)) -> Result<Self> {
-        let far = FarRegistry::new(link.0, Duration::from_millis(link.1))?;
+    pub fn measure(image: &str, count: usize, link: Way) -> Result<Self> {
+        let far = FarRegistry::new(link.0, link.delay())?;
         let base = far.registry.push_cached(image)?;
         convert_with(&far.near(&base), &["--no-guess"])?;
         let accelerated = format!("{base}_accelerated");
@@ -72,7 +74,7 @@ impl Uncached {
         let mut bare = Bare::open(&far, &base)?;
         let mut reads = Vec::new();
         for driver in Driver::ALL {
-            let mounted = LazyMount::start_over(driver.name(), &far.near(&accelerated))?;
+            let mounted = LazyMount::start_over(driver.option(), &far.near(&accelerated))?;
             let mut left = spots.iter();
             let wanted = reads.len() + count;
             while reads.len() < wanted {
@@ -103,8 +105,7 @@ impl Uncached {
 
     /// The least that a read of a span can take, in seconds.
     fn limit(&self, one: &One) -> f64 {
-        let (megabits, delay) = (f64::from(self.link.0), self.link.1 as f64);
-        2.0 * delay / 1e3 + one.span as f64 * 8.0 / (megabits * 1e6) + one.decode
+        self.link.round_trip() + self.link.transfer(one.span) + one.decode
     }
 
     /// Of a driver's reads, one figure each.

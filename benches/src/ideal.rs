@@ -23,11 +23,20 @@ impl Way {
         Duration::from_millis(self.1)
     }
 
+    /// Seconds that bytes take on the link.
+    pub fn transfer(self, bytes: u64) -> f64 {
+        bytes as f64 * 8.0 / (f64::from(self.0) * 1e6)
+    }
+
+    /// Seconds there and back.
+    pub fn round_trip(self) -> f64 {
+        2.0 * self.delay().as_secs_f64()
+    }
+
     /// Seconds that a start takes at least (T*): it can't be quicker than from a warm local disk (`warm`, in seconds), nor
     /// than what it needs (`packed` bytes) crosses the link, and in both cases it has to ask first.
     pub fn ideal(self, warm: f64, packed: u64) -> f64 {
-        let transfer = packed as f64 * 8.0 / (f64::from(self.0) * 1e6);
-        warm.max(transfer) + ROUND_TRIPS * 2.0 * self.delay().as_secs_f64()
+        warm.max(self.transfer(packed)) + ROUND_TRIPS * self.round_trip()
     }
 }
 

@@ -13,36 +13,8 @@ use clipper_tests::clipper::{Snapshotter, clipper_ok};
 use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::registry::Registry;
 use clipper_tests::walk::{self, Tree};
-use serde::{Deserialize, Serialize};
 
-/// What shows images to the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Driver {
-    /// The kernel's EROFS.
-    Erofs,
-    /// FUSE.
-    Fuse,
-}
-
-impl Driver {
-    /// Both, in the order of reports.
-    pub const ALL: [Self; 2] = [Self::Erofs, Self::Fuse];
-
-    /// As the programs call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Erofs => "erofs",
-            Self::Fuse => "fuse",
-        }
-    }
-}
-
-impl fmt::Display for Driver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use crate::system::Driver;
 
 /// A containerd with Clipper, empty at its start.
 #[derive(Debug)]
@@ -57,7 +29,7 @@ pub struct Node {
 impl Node {
     /// Starts one.
     pub fn start(driver: Driver) -> Result<Self> {
-        let snapshotter = Snapshotter::start_over(driver.name())?;
+        let snapshotter = Snapshotter::start_over(driver.option())?;
         let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
         Ok(Self { containerd, snapshotter })
     }
@@ -66,7 +38,7 @@ impl Node {
     pub fn pull(&self, reference: &str) -> Result<()> {
         let socket = self.containerd.socket().display().to_string();
         let line = ["pull", "--address", &socket, "--namespace", self.containerd.namespace(), reference];
-        clipper_ok(&line).map(drop)
+        clipper_ok(&line).context("clipper pull").map(drop)
     }
 
     /// Waits until so many layers have been filled; `meanwhile` is called again and again.

@@ -1,10 +1,12 @@
-//! The pages that results are written on: a section for each bench, rewritten by the bench itself.
+//! The pages that results are written on: a section for each bench, rewritten by the bench itself; and the figures behind.
 
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clipper_tests::daemon::{run, workspace};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// A page with sections.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,21 @@ impl Page {
 /// The directory of the results.
 pub fn directory() -> PathBuf {
     workspace().join("benches")
+}
+
+/// What an earlier run kept in this file of the directory; nothing, if there is none.
+pub fn figures<T: Default + DeserializeOwned>(name: &str) -> Result<T> {
+    let path = directory().join(name);
+    if !path.exists() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&fs::read(&path)?)
+        .with_context(|| format!("{} is of another form: delete it to measure anew", path.display()))
+}
+
+/// Keeps it there for later runs.
+pub fn keep_figures(name: &str, figures: &impl Serialize) -> Result<()> {
+    Ok(fs::write(directory().join(name), serde_json::to_string_pretty(figures)? + "\n")?)
 }
 
 fn replaced(page: &str, name: &str, body: &str) -> String {

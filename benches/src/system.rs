@@ -44,7 +44,8 @@ pub enum Conversion {
 }
 
 /// How Clipper shows images to the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Driver {
     /// The kernel's EROFS reads the tree, and devices by way of FUSE.
     Erofs,
@@ -180,12 +181,21 @@ impl Conversion {
 }
 
 impl Driver {
+    /// Both, in the order of reports.
+    pub const ALL: [Self; 2] = [Self::Erofs, Self::Fuse];
+
     /// As Clipper's settings call it.
     pub fn option(self) -> &'static str {
         match self {
             Self::Erofs => "erofs",
             Self::Fuse => "fuse",
         }
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.option())
     }
 }
 

@@ -1,11 +1,12 @@
 //! Clipper: the image is converted, and `clipper-snapshotter` mounts it.
 
-use anyhow::{Context, Result};
-use clipper_tests::clipper::{Snapshotter, clipper_ok, convert_with};
-use clipper_tests::containerd::{Containerd, Settings};
+use anyhow::Result;
+use clipper_tests::clipper::convert_with;
+use clipper_tests::containerd::Containerd;
 
 use super::{Node, Peer, Subject};
 use crate::cold_start::FarRegistry;
+use crate::node;
 use crate::system::{Conversion, Driver};
 
 /// An image converted in some way, shown in some way.
@@ -44,19 +45,11 @@ impl Peer for Clipper {
     }
 
     fn node(&self, _far: &FarRegistry) -> Result<Box<dyn Node>> {
-        let snapshotter = Snapshotter::start_over(self.driver.option())?;
-        let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
-        Ok(Box::new(Running { containerd, snapshotter }))
+        Ok(Box::new(node::Node::start(self.driver)?))
     }
 }
 
-struct Running {
-    // Ends first: it holds mounts of the snapshotter's.
-    containerd: Containerd,
-    snapshotter: Snapshotter,
-}
-
-impl Node for Running {
+impl Node for node::Node {
     fn containerd(&self) -> &Containerd {
         &self.containerd
     }
@@ -66,9 +59,7 @@ impl Node for Running {
     }
 
     fn pull(&mut self, reference: &str) -> Result<()> {
-        let socket = self.containerd.socket().display().to_string();
-        let node = ["--address", &socket, "--namespace", self.containerd.namespace(), "--snapshotter", "clipper"];
-        clipper_ok(&[&["pull"], &node[..], &[reference]].concat()).context("clipper pull").map(|_| ())
+        node::Node::pull(self, reference)
     }
 
     fn daemons(&self) -> Vec<u32> {

@@ -16,7 +16,7 @@ use futures::future::join_all;
 use loader::Loader;
 use node::Packages;
 use perl::Perl;
-use postgres::Postgres;
+use postgres::{FIRST_SCRIPTS, Postgres};
 use python::Python;
 use serde_json::Value;
 use std::collections::{BTreeSet, VecDeque};
@@ -34,7 +34,7 @@ const HEADER: u64 = 64 << 10;
 const SCRIPT: u64 = 1 << 20;
 /// Files that are taken, and their bytes. Making the hot blob costs time with each.
 const FILES_MAX: usize = 4096;
-const BYTES_MAX: u64 = 256 << 20;
+const BYTES_MAX: u64 = 128 << 20;
 /// Names in one script that are looked for: an image made for the purpose must not keep a conversion busy for ever.
 const NAMES_MAX: usize = 2000;
 /// With less room than that for what else is found, nothing more is looked for.
@@ -356,14 +356,16 @@ impl Lead {
 
 impl Language {
     fn by_name(path: &[u8]) -> Option<Self> {
-        let ends: [(&[u8], Self); 6] = [
+        let ends: [(&[u8], Self); 5] = [
             (b".js", Self::Node),
             (b".mjs", Self::Node),
             (b".cjs", Self::Node),
             (b".pm", Self::Perl),
-            (b".sql", Self::Sql),
             (b".control", Self::Extension),
         ];
+        if path.starts_with(FIRST_SCRIPTS.as_bytes()) && path.ends_with(b".sql") {
+            return Some(Self::Sql);
+        }
         ends.into_iter().find_map(|(end, language)| path.ends_with(end).then_some(language))
     }
 

@@ -21,7 +21,7 @@ const SHARED: [&str; 14] = [
 ];
 
 /// Where entrypoints of images look for scripts that a new cluster runs.
-const FIRST_SCRIPTS: &str = "/docker-entrypoint-initdb.d";
+pub const FIRST_SCRIPTS: &str = "/docker-entrypoint-initdb.d";
 
 /// The server of the image, once it is known.
 #[derive(Default)]
