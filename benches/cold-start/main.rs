@@ -7,8 +7,9 @@ mod report;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
 use clap::Parser;
@@ -20,6 +21,7 @@ use clipper_benches::page::{self, Page};
 use clipper_benches::peer::Subject;
 use clipper_benches::system::{Conversion, Driver, System};
 use clipper_tests::clipper::clipper_ok;
+use clipper_tests::proxy::Access;
 use measured::{Image, Measured, Measurement, Missing};
 use serde_json::Value;
 
@@ -54,6 +56,9 @@ struct Options {
     /// Keep the traces of the starts there, as NAME.trace.
     #[arg(long, value_name = "DIR")]
     traces: Option<PathBuf>,
+    /// Keep there what each run asked the registry for, as IMAGE-SYSTEM-RUN.tsv.
+    #[arg(long, value_name = "DIR")]
+    requests: Option<PathBuf>,
     /// Only print; leave benches/RESULTS.md, README.md and the pictures alone.
     #[arg(long)]
     dry: bool,
@@ -88,7 +93,7 @@ fn main() -> Result<()> {
         // One for each image, because all that it holds is kept in memory.
         let mut prepared = prepare(application, &options)?;
         for way in &options.link {
-            let measurement = measure(application, &mut prepared, *way, options.runs)?;
+            let measurement = measure(application, &mut prepared, *way, &options)?;
             println!("{}", report::image(application, &measurement));
             all.put(application.name, measurement);
             // After each of them: what was measured stays, whatever happens to the next.
@@ -144,14 +149,18 @@ fn prepare(application: &Application, options: &Options) -> Result<Prepared> {
 }
 
 /// All runs of one application over one link.
-fn measure(application: &Application, prepared: &mut Prepared, way: Way, rounds: usize) -> Result<Measurement> {
+fn measure(application: &Application, prepared: &mut Prepared, way: Way, options: &Options) -> Result<Measurement> {
     prepared.far.move_to(way.0, way.delay())?;
     let (mut systems, mut missing) = (prepared.systems.clone(), prepared.missing.clone());
-    let mut runs = Vec::new();
+    let (mut runs, rounds) = (Vec::new(), options.runs);
     for round in 1..=rounds {
         for system in systems.clone() {
             match prepared.far.cold_start(system, application, &prepared.image) {
                 Ok(run) => {
+                    if let Some(dir) = &options.requests {
+                        let name = format!("{}-{}-{round}.tsv", application.name, system.name());
+                        keep_requests(&dir.join(name), &prepared.far.proxy.take_log())?;
+                    }
                     tell(application, round, rounds, &run);
                     runs.push(run);
                 }
@@ -175,6 +184,20 @@ fn spare(system: System, error: Error) -> Result<Missing> {
     eprintln!("{} can't be run: {told}", system.name());
     let line = told.lines().filter(|line| !line.trim().is_empty()).take(3).collect::<Vec<_>>().join(" ");
     Ok(Missing { system, reason: line.chars().take(400).collect() })
+}
+
+/// A line for each request: milliseconds from the first one to its arrival, and to the last byte of the answer; status, bytes
+/// of the body, method, range, path.
+fn keep_requests(path: &Path, log: &[Access]) -> Result<()> {
+    let mut text = String::new();
+    for access in log {
+        let at = |time: Instant| time.duration_since(log[0].begun).as_secs_f64() * 1e3;
+        let Access { method, path, range, status, bytes, begun, last } = access;
+        let range = range.as_deref().unwrap_or("-");
+        writeln!(text, "{:.1}\t{:.1}\t{status}\t{bytes}\t{method}\t{range}\t{path}", at(*begun), at(*last))?;
+    }
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    Ok(fs::write(path, text)?)
 }
 
 fn described(accelerated: &str) -> Result<Image> {

@@ -53,15 +53,19 @@ fn covered(mut ranges: Vec<Range<u64>>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn what_overlaps_counts_once() {
+        let now = Instant::now();
         let access = |path: &str, range: Option<&str>, status, bytes| Access {
             method: "GET".into(),
             path: path.into(),
             range: range.map(String::from),
             status,
             bytes,
+            begun: now,
+            last: now,
         };
         let log = [
             access("/v2/a/blobs/sha256:1", Some("bytes=0-99"), 206, 100),

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hyper::body::Incoming;
@@ -50,6 +50,10 @@ pub struct Access {
     pub status: u16,
     /// Body bytes that were passed to the client so far.
     pub bytes: u64,
+    /// When it came.
+    pub begun: Instant,
+    /// When the last of these bytes, or the answer's header, went to the client; until then when it came.
+    pub last: Instant,
 }
 
 /// What to do to requests whose `METHOD PATH` contains something.
@@ -207,8 +211,9 @@ async fn answer(
     let range = request.headers().get(RANGE).and_then(|value| value.to_str().ok()).map(String::from);
     let fault = state.fault_for(&format!("{} {path}", request.method()));
     let entry = {
-        let mut log = lock(&state.log);
-        log.push(Access { method: request.method().to_string(), path, range, status: 0, bytes: 0 });
+        let (mut log, now) = (lock(&state.log), Instant::now());
+        let method = request.method().to_string();
+        log.push(Access { method, path, range, status: 0, bytes: 0, begun: now, last: now });
         log.len() - 1
     };
     if fault == Some(Fault::IgnoreRange) {
@@ -272,7 +277,10 @@ fn first_byte(content_range: &str) -> Option<u64> {
 impl State {
     /// Adds what has become known of a request to the log.
     pub fn note(&self, entry: usize, what: impl FnOnce(&mut Access)) {
-        lock(&self.log).get_mut(entry).map(what);
+        if let Some(access) = lock(&self.log).get_mut(entry) {
+            what(access);
+            access.last = Instant::now();
+        }
     }
 
     fn fault_for(&self, line: &str) -> Option<Fault> {
