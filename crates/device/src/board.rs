@@ -71,6 +71,8 @@ struct Run {
     end: usize,
     /// Whether the bytes of `next` are on their way, and not just waited for.
     loading: bool,
+    /// Whether the source was asked for `next` and what follows.
+    asked: bool,
     /// Spans up to here are wanted with at least this priority.
     wanted: [usize; 3],
     changed: Arc<Notify>,
@@ -133,8 +135,11 @@ impl Board {
             if let Some(entry) = self.flights.get(&span) {
                 claim.flights.push((span, Arc::clone(&entry.flight)));
                 let run = entry.run;
-                let new = self.raise(run, span, joined == Some(run), wanted);
-                joined = Some(new.as_ref().map_or(run, |new| new.id));
+                let new = match self.cut_out(run, span, wanted) {
+                    new if new.is_empty() => self.raise(run, span, joined == Some(run), wanted).into_iter().collect(),
+                    new => new,
+                };
+                joined = Some(new.first().map_or(run, |new| new.id));
                 claim.runs.extend(new);
             } else if (wanted.missing)(span) {
                 let flight = self.add(span, wanted.priority, &mut claim.runs);
@@ -180,6 +185,36 @@ impl Board {
         flight
     }
 
+    /// Cuts the spans of `wanted` from `span` on out of run `id`, if only background fill wants that and its bytes weren't
+    /// asked for yet: one request would bring all of the run. Returns the run of these spans, and that of those behind.
+    fn cut_out(&mut self, id: RunId, span: usize, wanted: &Wanted<'_>) -> Vec<NewRun> {
+        let Some(run) = self.runs.get_mut(&id) else { return Vec::new() };
+        let idle = !run.asked && run.next <= span && run.wanted[Priority::Prefetch as usize] <= run.next;
+        if !idle || wanted.priority == Priority::Background {
+            return Vec::new();
+        }
+        let whole = std::mem::replace(&mut run.end, span).max(span);
+        run.changed.notify_waiters();
+        let middle = wanted.spans.end.clamp(span, whole);
+        [(span..middle, wanted.priority), (middle..whole, Priority::Background)]
+            .into_iter()
+            .filter(|(spans, _)| !spans.is_empty())
+            .map(|(spans, priority)| {
+                let new = self.new_run(spans.start, [spans.start; 3]);
+                for moved in spans.clone() {
+                    if let Some(entry) = self.flights.get_mut(&moved) {
+                        entry.run = new.id;
+                    }
+                }
+                if let Some(run) = self.runs.get_mut(&new.id) {
+                    run.end = spans.end;
+                    run.want(spans.end - 1, priority);
+                }
+                new
+            })
+            .collect()
+    }
+
     /// Makes `span`, in flight in run `id`, wanted with the priority of `wanted`. Returns a run split off for that,
     /// unless it is to `stay` in its run.
     fn raise(&mut self, id: RunId, span: usize, stay: bool, wanted: &Wanted<'_>) -> Option<NewRun> {
@@ -213,7 +248,8 @@ impl Board {
         let id = RunId(self.runs_made);
         self.runs_made += 1;
         let changed = Arc::new(Notify::new());
-        self.runs.insert(id, Run { next, end: next, loading: false, wanted, changed: Arc::clone(&changed) });
+        let run = Run { next, end: next, loading: false, asked: false, wanted, changed: Arc::clone(&changed) };
+        self.runs.insert(id, run);
         NewRun { id, changed }
     }
 
@@ -228,10 +264,11 @@ impl Board {
         Some(left)
     }
 
-    /// Run `id` begins to load `span`; false if it isn't to fetch it any more.
-    pub(crate) fn begin(&mut self, id: RunId, span: usize) -> bool {
-        let run = self.runs.get_mut(&id).filter(|run| span < run.end);
-        run.map(|run| run.loading = true).is_some()
+    /// Run `id` begins to load `span`: where it ends. `None` if it isn't to fetch it any more.
+    pub(crate) fn begin(&mut self, id: RunId, span: usize) -> Option<usize> {
+        let run = self.runs.get_mut(&id).filter(|run| span < run.end)?;
+        (run.loading, run.asked) = (true, true);
+        Some(run.end)
     }
 
     /// The span after `fetched`, if run `id` goes on with it.
@@ -246,7 +283,7 @@ impl Board {
     pub(crate) fn rewind(&mut self, id: RunId, span: usize) {
         if let Some(run) = self.runs.get_mut(&id) {
             run.next = span;
-            run.loading = false;
+            (run.loading, run.asked) = (false, false);
         }
     }
 
@@ -365,6 +402,7 @@ mod tests {
     fn a_run_is_split_only_far_ahead_and_only_where_nobody_as_urgent_waits() {
         let mut board = Board::default();
         let run = claim(&mut board, 0..40, Priority::Background, 0)[0].0;
+        assert_eq!(board.begin(run, 0), Some(40));
         assert!(claim(&mut board, 2..3, Priority::Foreground, 0).is_empty(), "2000 bytes ahead");
         assert_eq!(board.priority(run, 1), Some(Priority::Foreground), "what comes first is as urgent");
         assert_eq!(board.priority(run, 3), Some(Priority::Background));
@@ -378,12 +416,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wanted_of_a_run_that_has_not_asked_yet_is_cut_out_of_it() {
+        let mut board = Board::default();
+        let run = claim(&mut board, 0..40, Priority::Background, 0)[0].0;
+        let cut = claim(&mut board, 10..13, Priority::Foreground, 15);
+        assert_eq!(cut.iter().map(|(_, spans)| spans.clone()).collect::<Vec<_>>(), [10..13, 13..40]);
+        let urgent = |id, span| board.priority(id, span);
+        assert_eq!((urgent(cut[0].0, 12), urgent(cut[1].0, 13)), (Some(Priority::Foreground), Some(Priority::Background)));
+        assert_eq!((urgent(run, 9), urgent(run, 10)), (Some(Priority::Background), None));
+        assert_eq!(board.begin(run, 0), Some(10), "the request is for what is left");
+        let first = claim(&mut board, 13..14, Priority::Prefetch, 0);
+        assert_eq!(first.iter().map(|(_, spans)| spans.clone()).collect::<Vec<_>>(), [13..14, 14..40]);
+        assert_eq!(board.remaining(cut[1].0), None);
+    }
+
+    #[test]
     fn stopping_the_background_cuts_what_nobody_else_wants() {
         let mut board = Board::default();
         let idle = claim(&mut board, 0..10, Priority::Background, 0)[0].0;
         let loading = claim(&mut board, 20..30, Priority::Background, 0)[0].0;
         let wanted = claim(&mut board, 40..50, Priority::Background, 0)[0].0;
-        assert!(board.begin(loading, 20));
+        assert_eq!(board.begin(loading, 20), Some(30));
         claim(&mut board, 41..42, Priority::Prefetch, 0);
         board.stop_background(&error());
         assert_eq!(

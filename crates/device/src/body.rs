@@ -26,6 +26,13 @@ impl Body {
         Self { source, stream: None, chunks: VecDeque::new(), start, arrived: start, end }
     }
 
+    /// Asks for no more than these of the spans, unless it has asked for all of them.
+    pub(crate) fn shorten(&mut self, spans: &[Span]) {
+        if self.stream.is_none() {
+            self.end = spans.iter().map(|span| span.source_range().end).max().unwrap_or(self.start);
+        }
+    }
+
     /// The bytes of `range`, which starts no earlier than those before. What lies before `keep` won't be asked for
     /// again. Bytes beyond what was asked for are ignored: they aren't anybody's.
     pub(crate) async fn take(&mut self, range: Range<u64>, keep: u64) -> Result<Vec<u8>, SourceError> {

@@ -125,6 +125,8 @@ async fn fill(device: Weak<Device>) {
     let (mut span, mut failures, mut skipped) = (0, 0, false);
     loop {
         let Some(device) = device.upgrade() else { return };
+        // What a reader wants meanwhile is no step of this.
+        device.shared.activity.until_idle(device.shared.options.background_grace).await;
         let Some((bytes, next)) = device.next_step(span) else {
             if device.is_complete() {
                 return done(&device).await;

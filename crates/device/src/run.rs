@@ -267,9 +267,8 @@ impl Run {
         let Some(memory) = self.at_priority(urgent, |priority| shared.limits.memory(priority, bytes)).await else {
             return Ok(None);
         };
-        if !device.board().begin(self.id, urgent) {
-            return Ok(None);
-        }
+        let Some(end) = device.board().begin(self.id, urgent) else { return Ok(None) };
+        body.shorten(device.spans().get(attempt.lead..end).unwrap_or_default());
         let keep = device.spans().get(span + 1).map_or(u64::MAX, |next| next.source_offset);
         let source = async {
             let source = body.take(described.source_range(), keep).await;

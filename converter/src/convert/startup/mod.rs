@@ -136,11 +136,14 @@ pub async fn prepare(
     }
     let mut list: Vec<_> = list.into_iter().flatten().map(|entry| entry.path.clone()).collect();
     if guessing {
+        let mut listed = BTreeSet::new();
         for Expected { path, ranges: parts } in guess(&files, &FileReader::new(&layers), &image.config_json).await {
             if let Some(file) = files.resolve(&path) {
                 ranges.extend(parts.into_iter().flat_map(|part| files.bytes(file, part)));
             }
-            list.push(path);
+            if listed.insert(path.clone()) {
+                list.push(path);
+            }
         }
         tracing::debug!(files = list.len(), "guessed what the start reads");
     }

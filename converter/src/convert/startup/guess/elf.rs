@@ -10,6 +10,7 @@ pub const MAGIC: &[u8] = b"\x7fELF";
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
+const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const PF_X: u32 = 1;
 const PF_W: u32 = 2;
 const DT_NEEDED: u64 = 1;
@@ -32,6 +33,9 @@ pub struct Needs {
     pub run_path: Vec<String>,
     /// Bytes that the dynamic linker reads in any case: symbols and relocations, and the data that these change.
     pub eager: Vec<Range<u64>>,
+    /// From the first byte that is mapped to the last, but for what only an exception that is thrown reads; not symbols and
+    /// lines for debuggers, which come behind.
+    pub mapped: Vec<Range<u64>>,
 }
 
 /// How numbers are stored.
@@ -70,8 +74,20 @@ pub async fn needs(files: &ImageFiles, reader: &FileReader<'_>, id: InodeId) -> 
 
     let mut needs = Needs::default();
     let mapped = segments.iter().filter(|segment| segment.kind == PT_LOAD);
-    let eager = mapped.filter(|segment| segment.flags & PF_W != 0 || segment.offset == 0 && segment.flags & PF_X == 0);
-    needs.eager = eager.map(|segment| segment.offset..segment.offset.saturating_add(segment.len)).collect();
+    let written = mapped.clone().filter(|segment| segment.flags & PF_W != 0);
+    let symbols = mapped.clone().filter(|segment| segment.offset == 0 && segment.flags & (PF_X | PF_W) == 0);
+    needs.eager = written.chain(symbols).map(Segment::mapped).collect();
+    let end = mapped.clone().map(|segment| segment.mapped().end).max().unwrap_or(0);
+    // Linkers put what unwinds the stack at the end of a segment.
+    let frames = segments.iter().find(|segment| segment.kind == PT_GNU_EH_FRAME).map(|segment| segment.offset);
+    let frames = frames.and_then(|frames| {
+        let mut around = mapped.map(Segment::mapped).filter(|segment| segment.contains(&frames));
+        around.next().map(|segment| frames..segment.end)
+    });
+    needs.mapped = match frames {
+        Some(frames) => vec![0..frames.start, frames.end..end],
+        None => std::iter::once(0..end).collect(),
+    };
     if let Some(segment) = segments.iter().find(|segment| segment.kind == PT_INTERP) {
         let mut path = reader.read(files, id, segment.range()).await?;
         path.truncate(path.iter().position(|byte| *byte == 0).unwrap_or(path.len()));
@@ -111,6 +127,12 @@ pub async fn needs(files: &ImageFiles, reader: &FileReader<'_>, id: InodeId) -> 
 }
 
 impl Segment {
+    /// Its bytes in the file.
+    fn mapped(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.len)
+    }
+
+    /// The same of a segment that is a table.
     fn range(&self) -> Range<u64> {
         self.offset..self.offset.saturating_add(self.len.min(TABLE_MAX))
     }

@@ -26,9 +26,11 @@ use std::ops::Range;
 const WHOLE: u64 = 8 << 20;
 /// Bytes taken of larger files of which nothing is known.
 const HEAD: u64 = 512 << 10;
-/// Bytes taken of a program: what comes after is read less (the start of Node-RED reads 79 % of Node.js's first 64 MiB, and
-/// 28 % of the 40 MiB behind).
+/// Bytes taken of a program: what comes after is read less, and later (the start of Node-RED reads 79 % of Node.js's first
+/// 64 MiB, and 28 % of the 40 MiB behind), so that it goes to the end.
 const PROGRAM: u64 = 64 << 20;
+/// Bytes before and behind that the kernel reads with a page that is touched: half of the read-ahead of Clipper's mounts.
+const READ_AROUND: u64 = 128 << 10;
 /// Bytes of a file that are looked at to see what it is, and of a script to see what it loads.
 const HEADER: u64 = 64 << 10;
 const SCRIPT: u64 = 1 << 20;
@@ -41,13 +43,13 @@ const NAMES_MAX: usize = 2000;
 const ROOM_MIN: u64 = 1 << 20;
 /// Files that are read side by side.
 const AHEAD: usize = 64;
-/// What the C library and every shell read.
+/// What container runtimes, the C library and every shell read.
 const ALWAYS: [&str; 7] = [
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/etc/nsswitch.conf",
     "/etc/passwd",
     "/etc/group",
+    "/etc/ld.so.cache",
+    "/etc/nsswitch.conf",
+    "/etc/localtime",
     "/etc/ssl/openssl.cnf",
     "/usr/lib/locale/C.utf8/LC_CTYPE",
 ];
@@ -82,17 +84,18 @@ pub async fn guess(files: &ImageFiles, reader: &FileReader<'_>, config: &Value) 
         perl: Perl::default(),
         postgres: Postgres::default(),
         found: Vec::new(),
+        late: Vec::new(),
         seen: BTreeSet::new(),
         leads: Vec::new(),
         todo: VecDeque::new(),
         room: BYTES_MAX,
     };
-    guess.run(&command);
-    guess.follow().await;
     for path in ALWAYS {
         guess.take(path);
     }
+    guess.run(&command);
     guess.follow().await;
+    guess.expect_late();
     guess.found
 }
 
@@ -108,6 +111,8 @@ struct Guess<'a> {
     postgres: Postgres,
     /// What was taken, in the order in which the start reads it.
     found: Vec<Expected>,
+    /// What it reads late, or less likely.
+    late: Vec<Expected>,
     seen: BTreeSet<InodeId>,
     /// What the file that is being looked at leads to.
     leads: Vec<Lead>,
@@ -145,12 +150,14 @@ enum Language {
 }
 
 /// How much of a file is read.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Part {
     /// All of a small file, the beginning of a large one.
     Usual,
     /// A program's, or of other files that are read by and large from the beginning: so many bytes.
     First(u64),
+    /// Of a program of which what comes first was taken before: these bytes.
+    Rest(Vec<Range<u64>>),
 }
 
 impl Guess<'_> {
@@ -263,15 +270,22 @@ impl Guess<'_> {
             Part::First(len) => size.min(len),
             Part::Usual if size <= WHOLE => size,
             Part::Usual => HEAD,
+            Part::Rest(ranges) => return self.expect(file, ranges),
         };
         let mut ranges: Vec<_> = std::iter::once(0..len).collect();
         let mut language = lead.script.as_ref().map(|script| script.language);
         let text: &[u8] = match &insides {
             Insides::Elf(needs) => {
-                // The linker reads these to the end, however large the file is.
-                let eager = needs.eager.iter().filter(|_| size > WHOLE);
-                ranges.extend(eager.map(|range| range.start.min(size)..range.end.min(size)));
                 self.libraries(file, needs);
+                if size > WHOLE {
+                    // The linker reads these first and to the end, however large the file is.
+                    ranges = cut(&around(&needs.eager), 0..size);
+                    let rest = cut(&around(&needs.mapped), 0..len);
+                    self.leads.push(Lead { file: file.clone(), part: Part::Rest(rest), script: None });
+                    if matches!(lead.part, Part::First(_)) {
+                        self.late.push(Expected { path: file.path.clone(), ranges: cut(&around(&needs.mapped), len..size) });
+                    }
+                }
                 &[]
             }
             Insides::Text(text) => text,
@@ -298,6 +312,19 @@ impl Guess<'_> {
         if let Some(room) = self.room.checked_sub(len) {
             self.room = room;
             self.found.push(Expected { path: file.path.clone(), ranges });
+        }
+    }
+
+    /// Takes what is read late, as far as there is room.
+    fn expect_late(&mut self) {
+        for Expected { path, ranges } in std::mem::take(&mut self.late) {
+            let mut taken = Vec::new();
+            for range in ranges {
+                let len = (range.end - range.start).min(self.room);
+                self.room -= len;
+                taken.push(range.start..range.start + len);
+            }
+            self.found.push(Expected { path, ranges: taken });
         }
     }
 
@@ -338,6 +365,9 @@ enum Insides {
 impl Lead {
     /// Reads what must be known of the file to follow it.
     async fn read(&self, files: &ImageFiles, reader: &FileReader<'_>) -> Insides {
+        if matches!(self.part, Part::Rest(_)) {
+            return Insides::Text(Vec::new());
+        }
         let (id, len) = match &self.script {
             Some(script) => (script.file.id, SCRIPT),
             None if is_data(&self.file.path) => return Insides::Text(Vec::new()),
@@ -378,6 +408,17 @@ impl Language {
             _ => None,
         }
     }
+}
+
+/// These ranges and what the kernel reads around them.
+fn around(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    ranges.iter().map(|range| range.start.saturating_sub(READ_AROUND)..range.end.saturating_add(READ_AROUND)).collect()
+}
+
+/// What of these ranges lies in `part`.
+fn cut(ranges: &[Range<u64>], part: Range<u64>) -> Vec<Range<u64>> {
+    let cut = ranges.iter().map(|range| range.start.max(part.start)..range.end.min(part.end));
+    cut.filter(|range| range.start < range.end).collect()
 }
 
 /// Whether a file's name says that it leads to no other.

@@ -74,6 +74,8 @@ struct Import<'t> {
     place: bool,
 }
 
+/// Where packages have their texts in the language that is taken if no other is asked for.
+const TEXTS: [&str; 3] = ["locales/en-US", "locales/en", "locales/en.json"];
 /// Directories of a package in which no scripts are that it loads by looking for them.
 const ASIDE: [&str; 8] = ["node_modules", "test", "tests", "docs", "examples", "locales", "public", "types"];
 /// What programs load that look into directories.
@@ -88,8 +90,24 @@ impl Guess<'_> {
         let (dir, _) = split(&path);
         // What a script is depends on its package.
         let parents: Vec<&str> = parents(dir).collect();
-        let _ = parents.iter().find_map(|parent| self.take(&format!("{parent}/package.json")));
-        for import in imports(&String::from_utf8_lossy(text)).into_iter().take(NAMES_MAX) {
+        let is_package = |parent: &&&str| self.file(&format!("{parent}/package.json")).is_some();
+        let package = parents.iter().find(is_package).copied();
+        if let Some(package) = package {
+            self.take(&format!("{package}/package.json"));
+        }
+        let text = String::from_utf8_lossy(text);
+        if text.contains("readdir") {
+            if text.contains("__dirname") {
+                self.all_of(dir);
+            }
+            if text.contains("node_modules") {
+                self.plugins(&parents);
+            }
+        }
+        if let Some(package) = package.filter(|_| text.contains("locales")) {
+            self.texts(package);
+        }
+        for import in imports(&text).into_iter().take(NAMES_MAX) {
             if import.name.starts_with('.') {
                 self.module(&format!("{dir}/{}", import.name)).await;
             } else if import.name.starts_with('/') {
@@ -122,13 +140,47 @@ impl Guess<'_> {
         } else {
             self.module(&format!("{root}{rest}")).await;
         }
-        if import.place && rest.is_empty() {
-            self.all_of(&root);
+        if import.place {
+            self.texts(&root);
+            if rest.is_empty() {
+                self.all_of(&root);
+            }
         }
         true
     }
 
-    /// Everything in a package that a program may load that looks for it there.
+    /// The descriptions of all packages that a script sees: what a program reads that looks for plug-ins among them.
+    fn plugins(&mut self, parents: &[&str]) {
+        for parent in parents {
+            let dir = format!("{parent}/node_modules");
+            if !self.packages.whole.insert(dir.clone()) {
+                continue;
+            }
+            for name in self.files.names(dir.as_bytes()).into_iter().take(NAMES_MAX) {
+                let name = String::from_utf8_lossy(&name).into_owned();
+                if !name.starts_with('@') {
+                    self.take(&format!("{dir}/{name}/package.json"));
+                    continue;
+                }
+                for inner in self.files.names(format!("{dir}/{name}").as_bytes()).into_iter().take(NAMES_MAX) {
+                    self.take(&format!("{dir}/{name}/{}/package.json", String::from_utf8_lossy(&inner)));
+                }
+            }
+        }
+    }
+
+    /// A package's texts for people.
+    fn texts(&mut self, root: &str) {
+        for texts in TEXTS {
+            let path = format!("{root}/{texts}");
+            self.take(&path);
+            for name in self.files.names(path.as_bytes()).into_iter().take(NAMES_MAX) {
+                self.take(&format!("{path}/{}", String::from_utf8_lossy(&name)));
+            }
+        }
+    }
+
+    /// Everything in a package, or a directory of it, that a program may load that looks for it there.
     fn all_of(&mut self, root: &str) {
         if !self.packages.whole.insert(root.to_owned()) {
             return;
@@ -224,7 +276,7 @@ fn target(value: &Value, modern: bool) -> Option<&str> {
         Value::String(path) => Some(path),
         Value::Array(all) => all.iter().find_map(|value| target(value, modern)),
         Value::Object(map) => {
-            let conditions = ["node", if modern { "import" } else { "require" }, "default"];
+            let conditions = ["module-sync", "node", if modern { "import" } else { "require" }, "default"];
             conditions.iter().filter_map(|condition| map.get(*condition)).find_map(|value| target(value, modern))
         }
         _ => None,
