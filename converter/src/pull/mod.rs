@@ -76,9 +76,17 @@ pub async fn bring(common: &Common, args: &PullArgs, progress: &Progress) -> Res
     };
     let repository = common.client()?.repository(&args.reference)?;
     let platform = images::platform(args.platform.as_deref())?;
-    let set = ImageSet::resolve_platform(&repository, &args.reference, &platform).await?;
+    // The node is made ready while the registry answers. A lease taken in vain is given back.
+    let resolved = async { Ok(ImageSet::resolve_bare(&repository, &args.reference, &platform).await) };
+    let (set, node) = tokio::try_join!(resolved, Node::connect(&args.containerd))?;
+    let set = match set {
+        Ok(set) => set,
+        Err(error) => {
+            node.release().await?;
+            return Err(error.into());
+        }
+    };
     let image = set.image(&platform).context("no image for the platform")?;
-    let node = Node::connect(&args.containerd).await?;
     let (config, layers) = blobs(image).with_context(|| args.reference.to_string())?;
     let pull = Pull {
         reference: &args.reference,
@@ -148,15 +156,9 @@ struct Pull<'a> {
 impl Pull<'_> {
     /// The layers, the topmost chain ID and the config.
     async fn run(&self, args: &PullArgs) -> Result<(Vec<PulledLayer>, String, serde_json::Value)> {
-        let (diff_ids, config) = self.content().await?;
-        let mut layers = Vec::new();
-        let mut parent = None;
-        for (number, layer) in self.layers.iter().enumerate() {
-            let chain = Digest::chain_id(&diff_ids[..=number]).context("no layer")?;
-            let lazy = self.layer(number, chain, parent, diff_ids[number]).await?;
-            layers.push(PulledLayer { digest: layer.digest, size: layer.size, lazy });
-            parent = Some(chain);
-        }
+        let (diff_ids, config, config_bytes) = self.config().await?;
+        // The snapshotter needs neither manifests nor config, and the sooner it knows of the image, the better.
+        let ((layers, parent), ()) = tokio::try_join!(self.bring_layers(&diff_ids), self.content(config_bytes))?;
         // The config holds on to the unpacked image (docs/garbage-collection.md of containerd).
         if let Some(chain) = parent {
             let label = format!("containerd.io/gc.ref.snapshot.{}", args.containerd.snapshotter);
@@ -167,9 +169,21 @@ impl Pull<'_> {
         Ok((layers, parent.map(|chain| chain.to_string()).unwrap_or_default(), config))
     }
 
-    /// Puts manifests and config into the content store, with the labels by which garbage collection knows what
-    /// belongs together; returns the config's diff IDs, and all of it.
-    async fn content(&self) -> Result<(Vec<Digest>, serde_json::Value)> {
+    /// All layers, one after the other, and the topmost chain ID.
+    async fn bring_layers(&self, diff_ids: &[Digest]) -> Result<(Vec<PulledLayer>, Option<Digest>)> {
+        let mut layers = Vec::new();
+        let mut parent = None;
+        for (number, layer) in self.layers.iter().enumerate() {
+            let chain = Digest::chain_id(&diff_ids[..=number]).context("no layer")?;
+            let lazy = self.layer(number, chain, parent, diff_ids[number]).await?;
+            layers.push(PulledLayer { digest: layer.digest, size: layer.size, lazy });
+            parent = Some(chain);
+        }
+        Ok((layers, parent))
+    }
+
+    /// The config's diff IDs, and all of it.
+    async fn config(&self) -> Result<(Vec<Digest>, serde_json::Value, Bytes)> {
         let config = self.config;
         let config_bytes = self.repository.blob(config.digest, config.size).read_all(CONFIG_LIMIT).await?;
         let parsed: serde_json::Value = serde_json::from_slice(&config_bytes)
@@ -179,6 +193,13 @@ impl Pull<'_> {
         if diff_ids.len() != self.layers.len() {
             bail!("{}: {} layers but {} diff IDs", self.reference, self.layers.len(), diff_ids.len());
         }
+        Ok((diff_ids, parsed, config_bytes))
+    }
+
+    /// Puts manifests and config into the content store, with the labels by which garbage collection knows what
+    /// belongs together.
+    async fn content(&self, config_bytes: Bytes) -> Result<()> {
+        let config = self.config;
         self.write(config.digest, config_bytes, self.labels()).await?;
 
         let mut labels = self.labels();
@@ -193,7 +214,7 @@ impl Pull<'_> {
             labels.insert("containerd.io/gc.ref.content.m.0".into(), self.image.digest.to_string());
             self.write(self.set.top.digest, self.set.top.bytes.clone(), labels).await?;
         }
-        Ok((diff_ids, parsed))
+        Ok(())
     }
 
     async fn write(&self, digest: Digest, bytes: Bytes, labels: Labels) -> Result<()> {

@@ -166,9 +166,6 @@ impl Node {
 
     /// Asks the snapshotter for the layer that `labels` describe, to be committed as `chain`.
     pub async fn prepare(&self, key: &str, chain: Digest, parent: Option<Digest>, labels: Labels) -> Result<Prepared> {
-        if self.has_snapshot(chain).await? {
-            return Ok(Prepared::Exists);
-        }
         let request = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             key: key.into(),
@@ -179,6 +176,11 @@ impl Node {
             Ok(answer) => Ok(Prepared::Unpack(answer.into_inner().mounts)),
             Err(status) if status.code() == Code::AlreadyExists && self.has_snapshot(chain).await? => {
                 Ok(Prepared::Exists)
+            }
+            // Of a snapshotter that it doesn't know (services/snapshots/service.go).
+            Err(status) if status.message().contains("snapshotter not loaded") => {
+                let question = "is it in containerd's config as a proxy plugin?";
+                Err(explain(&format!("snapshotter {:?}: {question}", self.snapshotter), &status))
             }
             Err(status) => {
                 Err(explain(&format!("snapshotter {:?}: preparing layer {chain}", self.snapshotter), &status))

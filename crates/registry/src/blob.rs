@@ -2,13 +2,14 @@
 use crate::{
     error::{ErrorKind, RegistryError},
     ranged::RangedRead,
+    remote::Remote,
     repository::Place,
 };
 use bytes::{Bytes, BytesMut};
 use clipper_format::digest::Digest;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use sha2::{Digest as _, Sha256};
-use std::{ops::Range, pin::Pin};
+use std::{ops::Range, pin::Pin, sync::Arc};
 
 /// Bytes as they arrive.
 pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes, RegistryError>> + Send>>;
@@ -83,7 +84,10 @@ impl Blob {
     /// # Errors
     /// As [`read`](Self::read), and [`ErrorKind::Digest`] in place of the stream's end.
     pub async fn read_verified(&self) -> Result<BlobStream, RegistryError> {
-        let bytes = self.read(0..self.size).await?;
+        Ok(self.verified(self.read(0..self.size).await?))
+    }
+
+    fn verified(&self, bytes: BlobStream) -> BlobStream {
         let blob = self.clone();
         // The end of the stream is a last item without bytes, which becomes the verdict. After an error comes nothing.
         let ended = bytes.map_ok(Some).chain(stream::once(async { Ok(None) }));
@@ -104,7 +108,7 @@ impl Blob {
                 }
             })
         });
-        Ok(verified.boxed())
+        verified.boxed()
     }
 
     /// Reads the whole blob into memory and verifies its digest.
@@ -124,8 +128,31 @@ impl Blob {
         }
     }
 
+    /// [`read_all`](Self::read_all) of a blob whose size nobody has told: one request says it and brings the bytes.
+    pub(crate) async fn read_unsized(remote: &Arc<Remote>, digest: Digest, max: u64) -> Result<Bytes, RegistryError> {
+        match Self::collect_unsized(remote, digest, max).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Digest { .. }) && remote.distrust_mirrors() => {
+                tracing::warn!(%error, "asking the registry itself");
+                Self::collect_unsized(remote, digest, max).await
+            }
+            result => result,
+        }
+    }
+
+    async fn collect_unsized(remote: &Arc<Remote>, digest: Digest, max: u64) -> Result<Bytes, RegistryError> {
+        let read = RangedRead::start_whole(remote.clone(), digest).await?;
+        let blob = Self::new(Place::Remote(remote.clone()), digest, read.size());
+        if blob.size > max {
+            return Err(ErrorKind::TooLarge { limit: max }.during(format!("reading blob {}", blob.describe())));
+        }
+        blob.gather(blob.verified(read.into_stream().boxed())).await
+    }
+
     async fn collect(&self) -> Result<Bytes, RegistryError> {
-        let mut stream = self.read_verified().await?;
+        self.gather(self.read_verified().await?).await
+    }
+
+    async fn gather(&self, mut stream: BlobStream) -> Result<Bytes, RegistryError> {
         let mut bytes = BytesMut::with_capacity(self.size.min(RESERVE_MAX) as usize);
         while let Some(chunk) = stream.try_next().await? {
             bytes.extend_from_slice(&chunk);

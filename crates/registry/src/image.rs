@@ -79,7 +79,7 @@ impl ImageSet {
     /// # Errors
     /// Those of [`Repository::manifest`]; documents that can't be understood; an index within an index.
     pub async fn resolve(repository: &Repository, reference: &Reference) -> Result<Self, RegistryError> {
-        Self::resolve_where(repository, reference, None).await
+        Self::resolve_where(repository, reference, None, true).await
     }
 
     /// As [`resolve`](Self::resolve), but of an index's images reads only the one for `platform`. Its attachments are
@@ -92,7 +92,28 @@ impl ImageSet {
         reference: &Reference,
         platform: &PlatformName,
     ) -> Result<Self, RegistryError> {
-        let set = Self::resolve_where(repository, reference, Some(platform)).await?;
+        Self::resolve_one(repository, reference, platform, true).await
+    }
+
+    /// As [`resolve_platform`](Self::resolve_platform), without reading what is attached to the image.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn resolve_bare(
+        repository: &Repository,
+        reference: &Reference,
+        platform: &PlatformName,
+    ) -> Result<Self, RegistryError> {
+        Self::resolve_one(repository, reference, platform, false).await
+    }
+
+    async fn resolve_one(
+        repository: &Repository,
+        reference: &Reference,
+        platform: &PlatformName,
+        attached: bool,
+    ) -> Result<Self, RegistryError> {
+        let set = Self::resolve_where(repository, reference, Some(platform), attached).await?;
         if set.image(platform).is_some() {
             return Ok(set);
         }
@@ -123,6 +144,7 @@ impl ImageSet {
         repository: &Repository,
         reference: &Reference,
         wanted: Option<&PlatformName>,
+        attached: bool,
     ) -> Result<Self, RegistryError> {
         let selector = repository.selector(reference).await?;
         let top = repository.manifest(&selector).await?;
@@ -146,7 +168,7 @@ impl ImageSet {
         // An index may list one manifest twice.
         let mut seen = HashSet::new();
         let entries = index.manifests().iter().filter(|d| seen.insert(d.digest().to_string()));
-        let chosen: Vec<_> = entries.filter(|d| may_be_wanted(d, wanted)).cloned().collect();
+        let chosen: Vec<_> = entries.filter(|d| may_be_wanted(d, wanted) && (attached || !is_unknown(d))).cloned().collect();
         let found: Vec<Found> = stream::iter(chosen)
             .map(|descriptor| read_entry(repository, descriptor))
             .buffered(PARALLEL)

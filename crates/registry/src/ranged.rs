@@ -26,6 +26,8 @@ pub(crate) struct RangedRead {
     remote: Arc<Remote>,
     digest: Digest,
     size: u64,
+    /// Whether the size is what the first server that is asked says.
+    unsized_whole: bool,
     /// Next byte to give out.
     at: u64,
     end: u64,
@@ -58,12 +60,39 @@ impl RangedRead {
     ) -> Result<Self, RegistryError> {
         let action = format!("reading bytes {}..{} of blob {digest} of {}", range.start, range.end, remote.name());
         let tries = remote.tries(Capability::Pull);
-        let mut read =
-            Self { remote, digest, size, at: range.start, end: range.end, tries, since_break: 0, body: None, action };
+        let (at, end) = (range.start, range.end);
+        let mut read = Self {
+            remote,
+            digest,
+            size,
+            unsized_whole: false,
+            at,
+            end,
+            tries,
+            since_break: 0,
+            body: None,
+            action,
+        };
         if read.at < read.end {
             read.open().await?;
         }
         Ok(read)
+    }
+
+    /// Starts reading all of a blob whose size nobody has told.
+    pub async fn start_whole(remote: Arc<Remote>, digest: Digest) -> Result<Self, RegistryError> {
+        let action = format!("reading blob {digest} of {}", remote.name());
+        let tries = remote.tries(Capability::Pull);
+        let (size, unsized_whole, at, end) = (0, true, 0, 0);
+        let mut read =
+            Self { remote, digest, size, unsized_whole, at, end, tries, since_break: 0, body: None, action };
+        read.open().await?;
+        Ok(read)
+    }
+
+    /// Bytes of the whole blob.
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// The bytes still to come.
@@ -101,6 +130,11 @@ impl RangedRead {
         if encoding.is_some_and(|e| !e.eq_ignore_ascii_case(b"identity")) {
             return Err(wrong("it encodes the blob's bytes although it was asked not to".into()));
         }
+        let length = answer.response.content_length();
+        if self.at == 0 && self.unsized_whole && answer.response.status() == 200 {
+            self.size = length.ok_or_else(|| wrong("it doesn't say how long the blob is".into()))?;
+            self.end = self.size;
+        }
         let (skip, exact, expected) = match answer.response.status().as_u16() {
             200 => (self.at, self.end == self.size, self.size),
             206 if !whole => {
@@ -112,7 +146,6 @@ impl RangedRead {
             _ => return Err(endpoint.refusal(net, answer).await),
         };
         let Answer { response, host } = answer;
-        let length = response.content_length();
         if let Some(got) = length.filter(|l| *l != expected) {
             return Err(ErrorKind::Length { host, expected, got });
         }

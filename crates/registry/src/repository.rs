@@ -142,6 +142,25 @@ impl Repository {
         Blob::new(self.0.clone(), digest, size)
     }
 
+    /// Reads a whole blob of at most `max` bytes whose size nobody has told, and verifies its digest. `None` if it isn't
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Blob::read_all`].
+    pub async fn read_blob(&self, digest: Digest, max: u64) -> Result<Option<Bytes>, RegistryError> {
+        let read = match &self.0 {
+            Place::Remote(remote) => Blob::read_unsized(remote, digest, max).await,
+            Place::Layout(layout) => match layout.blob_size(&digest).await? {
+                Some(size) => self.blob(digest, size).read_all(max).await,
+                None => return Ok(None),
+            },
+        };
+        match read {
+            Err(error) if error.is_not_found() => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
     /// Uploads a blob unless it's there. True if it was uploaded. The registry verifies the digest. A registry gets one of
     /// over 8 MiB in chunks, of which it's sent what it lacks after a break.
     ///

@@ -349,15 +349,14 @@ impl Store {
     ) -> Result<Arc<Index>, StoreError> {
         let at = || repository.name();
         let failed = |source| StoreError::Fetch { digest, repository: at(), source };
-        let size = match size {
-            Some(size) => size,
+        let bytes = match size {
+            Some(size) => repository.blob(digest, size).read_all(INDEX_MAX).await.map_err(failed)?,
             None => repository
-                .blob_size(&digest)
+                .read_blob(digest, INDEX_MAX)
                 .await
                 .map_err(failed)?
                 .ok_or_else(|| StoreError::NoIndex { digest, repository: at() })?,
         };
-        let bytes = repository.blob(digest, size).read_all(INDEX_MAX).await.map_err(failed)?;
         let store = Arc::clone(self);
         let index = spawn_blocking(move || store.indexes.store(digest, &bytes)).await??;
         self.forget_indexes_later();
