@@ -6,8 +6,8 @@ mod measured;
 mod report;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::fmt::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

@@ -422,7 +422,10 @@ mod tests {
         let cut = claim(&mut board, 10..13, Priority::Foreground, 15);
         assert_eq!(cut.iter().map(|(_, spans)| spans.clone()).collect::<Vec<_>>(), [10..13, 13..40]);
         let urgent = |id, span| board.priority(id, span);
-        assert_eq!((urgent(cut[0].0, 12), urgent(cut[1].0, 13)), (Some(Priority::Foreground), Some(Priority::Background)));
+        assert_eq!(
+            (urgent(cut[0].0, 12), urgent(cut[1].0, 13)),
+            (Some(Priority::Foreground), Some(Priority::Background))
+        );
         assert_eq!((urgent(run, 9), urgent(run, 10)), (Some(Priority::Background), None));
         assert_eq!(board.begin(run, 0), Some(10), "the request is for what is left");
         let first = claim(&mut board, 13..14, Priority::Prefetch, 0);
@@ -437,6 +440,7 @@ mod tests {
         let loading = claim(&mut board, 20..30, Priority::Background, 0)[0].0;
         let wanted = claim(&mut board, 40..50, Priority::Background, 0)[0].0;
         assert_eq!(board.begin(loading, 20), Some(30));
+        assert_eq!(board.begin(wanted, 40), Some(50));
         claim(&mut board, 41..42, Priority::Prefetch, 0);
         board.stop_background(&error());
         assert_eq!(

@@ -2,7 +2,7 @@
 use crate::{device::Device, error::DeviceError, options::Priority};
 use std::{
     ops::Range,
-    sync::{Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
@@ -124,9 +124,10 @@ impl Fill {
 async fn fill(device: Weak<Device>) {
     let (mut span, mut failures, mut skipped) = (0, 0, false);
     loop {
+        let Some(shared) = device.upgrade().map(|device| Arc::clone(&device.shared)) else { return };
+        // What a reader wants meanwhile is no step of this; and the device may go away.
+        shared.activity.until_idle(shared.options.background_grace).await;
         let Some(device) = device.upgrade() else { return };
-        // What a reader wants meanwhile is no step of this.
-        device.shared.activity.until_idle(device.shared.options.background_grace).await;
         let Some((bytes, next)) = device.next_step(span) else {
             if device.is_complete() {
                 return done(&device).await;

@@ -168,7 +168,8 @@ impl ImageSet {
         // An index may list one manifest twice.
         let mut seen = HashSet::new();
         let entries = index.manifests().iter().filter(|d| seen.insert(d.digest().to_string()));
-        let chosen: Vec<_> = entries.filter(|d| may_be_wanted(d, wanted) && (attached || !is_unknown(d))).cloned().collect();
+        let chosen: Vec<_> =
+            entries.filter(|d| may_be_wanted(d, wanted) && (attached || !is_unknown(d))).cloned().collect();
         let found: Vec<Found> = stream::iter(chosen)
             .map(|descriptor| read_entry(repository, descriptor))
             .buffered(PARALLEL)

@@ -61,18 +61,8 @@ impl RangedRead {
         let action = format!("reading bytes {}..{} of blob {digest} of {}", range.start, range.end, remote.name());
         let tries = remote.tries(Capability::Pull);
         let (at, end) = (range.start, range.end);
-        let mut read = Self {
-            remote,
-            digest,
-            size,
-            unsized_whole: false,
-            at,
-            end,
-            tries,
-            since_break: 0,
-            body: None,
-            action,
-        };
+        let mut read =
+            Self { remote, digest, size, unsized_whole: false, at, end, tries, since_break: 0, body: None, action };
         if read.at < read.end {
             read.open().await?;
         }
@@ -84,8 +74,7 @@ impl RangedRead {
         let action = format!("reading blob {digest} of {}", remote.name());
         let tries = remote.tries(Capability::Pull);
         let (size, unsized_whole, at, end) = (0, true, 0, 0);
-        let mut read =
-            Self { remote, digest, size, unsized_whole, at, end, tries, since_break: 0, body: None, action };
+        let mut read = Self { remote, digest, size, unsized_whole, at, end, tries, since_break: 0, body: None, action };
         read.open().await?;
         Ok(read)
     }

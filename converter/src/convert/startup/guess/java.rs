@@ -1,14 +1,34 @@
 //! What the Java virtual machine reads, and Tomcat.
-use super::{Guess, Part};
+use super::jimage::{self, Image};
+use super::{Expected, Guess, Part, READ_AROUND};
 
 /// Bytes of `lib/modules` from its beginning: its index, and most of java.base.
 const MODULES: u64 = 16 << 20;
 /// Bytes of libraries and archives that are read by and large.
 const MOST: u64 = 32 << 20;
+/// Modules of which servers load classes as they start.
+const MODULES_LOADED: [&str; 14] = [
+    "java.base",
+    "java.instrument",
+    "java.logging",
+    "java.management",
+    "java.naming",
+    "java.security.jgss",
+    "java.security.sasl",
+    "java.sql",
+    "java.xml",
+    "jdk.crypto.ec",
+    "jdk.management",
+    "jdk.net",
+    "jdk.unsupported",
+    "jdk.zipfs",
+];
+/// Packages of other modules: beans are what many libraries configure things by.
+const PACKAGES_LOADED: [&str; 2] = ["java/beans", "com/sun/beans"];
 
 impl Guess<'_> {
     /// What the machine whose launcher is in the directory `bin` reads before the first class of the application.
-    pub(super) fn java(&mut self, bin: &str) {
+    pub(super) async fn java(&mut self, bin: &str) {
         let home = bin.strip_suffix("/bin").unwrap_or(bin);
         let files = [
             ("lib/jvm.cfg", Part::Usual),
@@ -30,6 +50,24 @@ impl Guess<'_> {
         for (file, part) in files {
             self.take_part(&format!("{home}/{file}"), part);
         }
+        self.classes(&format!("{home}/lib/modules")).await;
+    }
+
+    /// What is read of the platform's own classes, besides those that come first.
+    async fn classes(&mut self, path: &str) {
+        let Some(file) = self.file(path) else { return };
+        let header = self.reader.read(self.files, file.id, 0..jimage::HEADER).await.unwrap_or_default();
+        let Some(image) = Image::parse(&header) else { return };
+        let index = self.reader.read(self.files, file.id, 0..image.index()).await.unwrap_or_default();
+        let loaded = |module: &str, package: &str| {
+            let below =
+                |known: &str| package.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            MODULES_LOADED.contains(&module) || PACKAGES_LOADED.into_iter().any(below)
+        };
+        let size = self.files.size(file.id);
+        let ranges = image.contents(&index, 2 * READ_AROUND, loaded).into_iter();
+        let ranges = ranges.map(|range| range.start.min(size)..range.end.min(size)).collect();
+        self.late.push(Expected { path: file.path, ranges });
     }
 
     /// Tomcat's own libraries and settings, and the libraries of what it serves.

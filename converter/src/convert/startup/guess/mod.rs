@@ -2,6 +2,7 @@
 //! that its scripts load, and what well-known programs always read.
 mod elf;
 mod java;
+mod jimage;
 mod loader;
 mod node;
 mod perl;
@@ -36,7 +37,7 @@ const HEADER: u64 = 64 << 10;
 const SCRIPT: u64 = 1 << 20;
 /// Files that are taken, and their bytes. Making the hot blob costs time with each.
 const FILES_MAX: usize = 4096;
-const BYTES_MAX: u64 = 128 << 20;
+const BYTES_MAX: u64 = 192 << 20;
 /// Names in one script that are looked for: an image made for the purpose must not keep a conversion busy for ever.
 const NAMES_MAX: usize = 2000;
 /// With less room than that for what else is found, nothing more is looked for.
@@ -282,9 +283,8 @@ impl Guess<'_> {
                     ranges = cut(&around(&needs.eager), 0..size);
                     let rest = cut(&around(&needs.mapped), 0..len);
                     self.leads.push(Lead { file: file.clone(), part: Part::Rest(rest), script: None });
-                    if matches!(lead.part, Part::First(_)) {
-                        self.late.push(Expected { path: file.path.clone(), ranges: cut(&around(&needs.mapped), len..size) });
-                    }
+                    self.late
+                        .push(Expected { path: file.path.clone(), ranges: cut(&around(&needs.mapped), len..size) });
                 }
                 &[]
             }
@@ -304,7 +304,7 @@ impl Guess<'_> {
             Some(Language::Shell) => self.shell(text),
             None => {}
         }
-        self.known(file);
+        self.known(file).await;
     }
 
     fn expect(&mut self, file: &Found, ranges: Vec<Range<u64>>) {
@@ -343,10 +343,10 @@ impl Guess<'_> {
     }
 
     /// What well-known programs read besides.
-    fn known(&mut self, file: &Found) {
+    async fn known(&mut self, file: &Found) {
         let path = String::from_utf8_lossy(&file.path).into_owned();
         match split(&path) {
-            (dir, "java") => self.java(dir),
+            (dir, "java") => self.java(dir).await,
             (_, "catalina.sh") => self.tomcat(),
             (dir, "postgres") => self.postgres(dir),
             _ => {}

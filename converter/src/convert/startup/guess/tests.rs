@@ -63,13 +63,13 @@ async fn scripts_lead_to_interpreters_and_those_to_libraries() {
     });
     let found = guessed(&entries, config).await;
     let expected = [
+        "/etc/passwd",
         "/opt/app/start",
         "/opt/app/settings.json",
         "/usr/bin/env",
         "/usr/bin/dash",
         "/usr/lib64/ld-linux-x86-64.so.2",
         "/usr/lib/machine/libc.so.6",
-        "/etc/passwd",
     ];
     assert_eq!(found, expected);
 }
