@@ -3,6 +3,7 @@
 //! cold-start.svg.
 
 mod measured;
+mod plots;
 mod report;
 
 use std::collections::BTreeSet;
@@ -107,8 +108,13 @@ fn main() -> Result<()> {
 }
 
 fn write(all: &Measured) -> Result<()> {
-    fs::write(page::directory().join("cold-start.svg"), report::picture(all))?;
-    Page::Results.write_section("cold-start", &report::results(all))?;
+    fs::write(page::directory().join("cold-start.svg"), plots::seconds(all))?;
+    let plots = plots::all(all);
+    fs::create_dir_all(page::directory().join("plots"))?;
+    for plot in &plots {
+        fs::write(page::directory().join(&plot.file), &plot.svg)?;
+    }
+    Page::Results.write_section("cold-start", &report::results(all, &plots))?;
     Page::Readme.write_section("cold-start", &report::readme(all))
 }
 

@@ -1,15 +1,19 @@
-//! What was measured, in words and pictures: for benches/RESULTS.md all of it, for README.md the essence.
+//! What was measured, in words: for benches/RESULTS.md all of it, for README.md the essence.
 
 use clipper_benches::application::Application;
 use clipper_benches::figures::Figures;
-use clipper_benches::picture::{Bar, Group, bars};
 use clipper_benches::system::System;
 
 use crate::measured::{Measured, Measurement};
+use crate::plots::Plot;
 
 /// The section of benches/RESULTS.md.
-pub fn results(all: &Measured) -> String {
+pub fn results(all: &Measured, plots: &[Plot]) -> String {
     let mut text = String::from(include_str!("results.md"));
+    text += "\nMore pictures:\n\n";
+    for Plot { title, file, .. } in plots {
+        text += &format!("- [{title}]({file})\n");
+    }
     for (application, own) in all.all() {
         text += &image(&application, own);
     }
@@ -128,25 +132,6 @@ fn cell(own: &Measurement, system: System) -> String {
 
 fn told(figures: &Figures, decimals: usize) -> String {
     if figures.0.is_empty() { "–".into() } else { figures.text(decimals) }
-}
-
-/// Bars of all images, over one link.
-pub fn picture(all: &Measured) -> String {
-    let groups: Vec<Group> = all
-        .usual()
-        .map(|(application, own)| Group {
-            title: format!("{}, {}", application.name, own.link),
-            bars: own.systems().into_iter().map(|system| bar(own, system)).collect(),
-        })
-        .collect();
-    bars("From pull to ready", "s", &["pull", "start to ready"], &groups)
-}
-
-fn bar(own: &Measurement, system: System) -> Bar {
-    let total = own.total(system);
-    let part = |of: fn(&clipper_benches::cold_start::Run) -> f64| own.figures(system, |run| Some(of(run))).median();
-    let parts = vec![part(|run| run.pull), part(|run| run.start)];
-    Bar { name: system.name(), parts, range: (total.min(), total.max()) }
 }
 
 fn capital(text: &str) -> String {

@@ -84,8 +84,8 @@ impl System {
     pub fn usual() -> Vec<Self> {
         let spare = |system: &Self| {
             let Self::Clipper(conversion, driver) = system else { return false };
-            *conversion == Conversion::IndexUnlisted
-                || *driver == Driver::Fuse && matches!(conversion, Conversion::Full | Conversion::FullRecorded)
+            let once = [Conversion::IndexUnlisted, Conversion::Full, Conversion::FullRecorded];
+            *driver == Driver::Fuse && once.contains(conversion)
         };
         Self::all().into_iter().filter(|system| !spare(system)).collect()
     }
@@ -221,7 +221,9 @@ mod tests {
     #[test]
     fn usual_ones_compare_both_drivers() {
         let usual = System::usual();
-        for system in ["index-erofs", "index-recorded-fuse", "full-recorded-erofs", "nydus", "overlayfs"] {
+        for system in
+            ["index-erofs", "index-unlisted-erofs", "index-recorded-fuse", "full-recorded-erofs", "nydus", "overlayfs"]
+        {
             assert!(usual.contains(&system.parse().unwrap()), "{system}");
         }
         assert!(!usual.contains(&"full-fuse".parse().unwrap()));

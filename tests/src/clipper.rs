@@ -144,8 +144,10 @@ impl Snapshotter {
 
 /// Bytes of disk that a directory takes, holes not counted, mounts not entered.
 pub fn disk_usage(dir: &Path) -> u64 {
-    let listed = run(Command::new("du").args(["-sxB1"]).arg(dir));
-    listed.ok().and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+    // It fails, but counts the rest, if a file vanishes meanwhile.
+    let listed = Command::new("du").args(["-sxB1"]).arg(dir).output();
+    let text = listed.map(|listed| String::from_utf8_lossy(&listed.stdout).into_owned()).unwrap_or_default();
+    text.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).unwrap_or_default()
 }
 
 /// `clipper mount` in the foreground, ended and unmounted when dropped.

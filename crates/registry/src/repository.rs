@@ -148,16 +148,19 @@ impl Repository {
     /// # Errors
     /// As [`Blob::read_all`].
     pub async fn read_blob(&self, digest: Digest, max: u64) -> Result<Option<Bytes>, RegistryError> {
-        let read = match &self.0 {
-            Place::Remote(remote) => Blob::read_unsized(remote, digest, max).await,
-            Place::Layout(layout) => match layout.blob_size(&digest).await? {
-                Some(size) => self.blob(digest, size).read_all(max).await,
-                None => return Ok(None),
-            },
-        };
-        match read {
-            Err(error) if error.is_not_found() => Ok(None),
-            read => read.map(Some),
+        if let Place::Remote(remote) = &self.0 {
+            match Blob::read_unsized(remote, digest, max).await {
+                Err(error) if error.is_not_found() => return Ok(None),
+                // Of a server that sends it in chunks; it may tell when it is asked for nothing else.
+                Err(error) if matches!(error.kind(), ErrorKind::Protocol { .. }) => {
+                    tracing::debug!(%error, "asking for the size first");
+                }
+                read => return read.map(Some),
+            }
+        }
+        match self.blob_size(&digest).await? {
+            Some(size) => self.blob(digest, size).read_all(max).await.map(Some),
+            None => Ok(None),
         }
     }
 

@@ -56,6 +56,24 @@ async fn a_miss_close_ahead_in_a_run_joins_it() {
 }
 
 #[tokio::test]
+async fn a_miss_waits_for_nothing_that_fill_only_means_to_fetch() {
+    let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::stored(40));
+    let hour = Duration::from_secs(3600);
+    let quiet = DeviceOptions { background_grace: hour, join_distance: 40 * SPAN, ..options() };
+    let source = layer.source("a");
+    let device = devices(dir.path(), quiet).await.device(layer.spec(&source, None)).unwrap();
+    // From now on there is a reader whose end fill waits for.
+    layer.check(&device, 39 * SPAN..40 * SPAN).await.unwrap();
+    let filled = Arc::clone(&device);
+    let fill = tokio::spawn(async move { filled.ensure(0..32 * SPAN, Priority::Background).await });
+    settle().await;
+    layer.check(&device, 10 * SPAN..11 * SPAN).await.unwrap();
+    assert_eq!(source.gets(), [39 * SPAN..40 * SPAN, 10 * SPAN..11 * SPAN]);
+    assert_eq!(device.cached_bytes(), 2 * SPAN);
+    fill.abort();
+}
+
+#[tokio::test]
 async fn fill_stands_still_while_a_reader_waits_or_a_prefetch_runs() {
     for priority in [Priority::Foreground, Priority::Prefetch] {
         // No more than one step: with the next one, there would be two spans under way.

@@ -1,6 +1,7 @@
 //! Range reads from servers that break, stall and lie.
 use crate::fake::*;
 use bytes::Bytes;
+use clipper_format::digest::Digest;
 use clipper_registry::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -258,6 +259,43 @@ async fn whole_reads_are_verified_and_bounded() {
     let blob = blob(&server, &client(), &data);
     assert!(matches!(blob.read_all(1000).await.unwrap_err().kind(), ErrorKind::Digest { .. }));
     assert!(matches!(blob.read_all(999).await.unwrap_err().kind(), ErrorKind::TooLarge { limit: 999 }));
+}
+
+#[tokio::test]
+async fn a_blob_of_unknown_size_takes_one_request_and_is_resumed_and_verified() {
+    let data = sample(50_000);
+    let (part, other) = (data.slice(..20_000), Bytes::from(vec![0; 50_000]));
+    let cut = move |n, _: &Seen| match n {
+        1 => Some(Reply::new(200).header("content-length", 50_000).body([Step::Send(part.clone()), Step::Cut])),
+        3 => Some(Reply::new(200).bytes(other.clone())),
+        _ => None,
+    };
+    let server = serve(&data, cut).await;
+    let repository = server.app(&client());
+    let digest = Digest::of(&data);
+    assert_eq!(repository.read_blob(digest, 50_000).await.unwrap(), Some(data.clone()));
+    assert_eq!(server.lines(), [format!("GET /v2/app/blobs/{digest}")]);
+    assert_eq!(repository.read_blob(digest, 50_000).await.unwrap(), Some(data.clone()));
+    assert_eq!(server.seen()[2].header("range"), "bytes=20000-49999");
+    let wrong = repository.read_blob(digest, 50_000).await.unwrap_err();
+    assert!(matches!(wrong.kind(), ErrorKind::Digest { .. }), "{wrong}");
+    let large = repository.read_blob(digest, 49_999).await.unwrap_err();
+    assert!(matches!(large.kind(), ErrorKind::TooLarge { limit: 49_999 }), "{large}");
+}
+
+#[tokio::test]
+async fn a_blob_of_unknown_size_may_not_be_there_or_come_in_chunks() {
+    let data = sample(5000);
+    let (all, size) = (data.clone(), data.len());
+    let server = Fake::start(move |seen| match seen.line() {
+        line if line.starts_with("HEAD ") => Reply::new(200).header("content-length", size),
+        _ => Reply::new(200).body([Step::Send(all.clone())]),
+    })
+    .await;
+    let repository = server.app(&client());
+    assert_eq!(repository.read_blob(Digest::of(&data), 5000).await.unwrap(), Some(data));
+    let none = Fake::start(|_| Reply::error(404, "BLOB_UNKNOWN", "no")).await;
+    assert_eq!(none.app(&client()).read_blob(other_digest(), 5000).await.unwrap(), None);
 }
 
 #[tokio::test]
