@@ -114,7 +114,7 @@ fn take(
             start: span.start,
             blake3: blake3::hash(&span.bytes).into(),
         });
-        checkpoints.extend(span.checkpoint);
+        checkpoints.extend(span.checkpoint.as_ref().and_then(|checkpoint| checkpoint.as_gzip()).cloned());
     }
 }
 

@@ -18,9 +18,8 @@ pub use packed::{PackError, PackedTree};
 pub use startup::{HOT_FRAME_MAX, Hot, HotFrame, HotFrameError, HotLevel, HotPiece, pack_hot_frame, unpack_hot_frame};
 
 use crate::Digest;
-use crate::gzip::CHECKPOINTS_PER_GROUP;
-use crate::span::{MAX_SKIP, SpanTable, SpanTableError, Start};
-use crate::zstd::MAX_FRAME;
+use crate::span::{BLOCK, MAX_SKIP, SpanTable, SpanTableError, Start};
+use crate::zstd::MAX_SPAN;
 use std::ops::Range;
 use wire::{Malformed, Reader, put_varint};
 
@@ -43,8 +42,14 @@ pub const INDEX_MAX: u64 = 256 << 20;
 /// Most memory that the trees of an index may take together, bytes.
 const TREES_MAX: u64 = 2 << 30;
 
+/// Most layers: no image that can be mounted has more.
+const LAYERS_MAX: usize = 4096;
+
+/// Most spans of all layers together: those of 128 GiB in spans of 64 KiB.
+const SPANS_MAX: usize = 1 << 21;
+
 const MAGIC: &[u8; 8] = b"clipidx\0";
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 /// A blob by digest and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,11 +197,13 @@ impl Index {
         let mut header = Reader::new(reader.take(header_len)?);
         let span_size = u32::try_from(header.varint()?).map_err(|_| IndexError::Corrupt("its span size"))?;
         let (checkpoints, hot) = (blob(&mut header)?, blob(&mut header)?);
-        let (mut layers, mut memory) = (Vec::new(), 0);
+        let (mut layers, mut memory, mut spans) = (Vec::new(), 0, 0);
         for _ in 0..header.varint()? {
-            let layer = decode_layer(&mut header, &mut reader)?;
+            let layer = decode_layer(&mut header, &mut reader, SPANS_MAX - spans)?;
             memory += layer.tree.memory();
+            spans += layer.spans.spans().len();
             must_have_room(memory)?;
+            must_be_few(layers.len() + 1, spans)?;
             layers.push(layer);
         }
         let startup_len = header.len()?;
@@ -221,9 +228,8 @@ impl Index {
 
     fn check(&self) -> Result<(), IndexError> {
         must_have_room(self.layers.iter().map(|layer| layer.tree.memory()).sum())?;
-        if self.prefetch.iter().any(|path| !path.starts_with(b"/") || path.contains(&0)) {
-            return Err(IndexError::Corrupt("its prefetch list has a path that isn't absolute"));
-        }
+        startup::check_list(&self.prefetch).map_err(IndexError::Corrupt)?;
+        must_be_few(self.layers.len(), self.layers.iter().map(|layer| layer.spans.spans().len()).sum())?;
         let checkpoints_size = self.checkpoints.map_or(0, |blob| blob.size);
         self.hot.as_ref().map_or(Ok(()), |hot| hot.check(&self.layers)).map_err(IndexError::Corrupt)?;
         self.layers.iter().try_for_each(|layer| layer.check(self.span_size, checkpoints_size))
@@ -231,6 +237,11 @@ impl Index {
 }
 
 impl LayerIndex {
+    /// Bytes that it takes in an index: of its tree, span table and checkpoint groups.
+    pub fn encoded_len(&self) -> usize {
+        self.tree.len() + spans::encode(&self.spans).len() + spans::encode_groups(&self.checkpoint_groups).len()
+    }
+
     fn check(&self, span_size: u32, checkpoints_size: u64) -> Result<(), IndexError> {
         let wrong = |what| Err(IndexError::Layer { layer: self.digest, what });
         // A table of its own size again, in case the fields were put together by hand.
@@ -240,10 +251,10 @@ impl LayerIndex {
         if self.checkpoint_groups.len() > self.spans.spans().len() {
             return wrong("it has more groups of checkpoints than spans");
         }
-        let groups = self.checkpoint_groups.len() as u64;
+        let groups = self.checkpoint_groups.len();
         for span in self.spans.spans() {
             let longest = match span.start {
-                Start::ZstdFrame { .. } => span_size.max(MAX_FRAME),
+                Start::ZstdFrame { .. } | Start::ZstdBlock { .. } => span_size.max(MAX_SPAN),
                 _ => span_size,
             };
             if span.device_len > longest {
@@ -256,10 +267,12 @@ impl LayerIndex {
                 Start::GzipMember { skip } | Start::ZstdFrame { skip } if skip > MAX_SKIP => {
                     return wrong("a span starts too far inside a gzip member or zstd frame");
                 }
+                Start::ZstdBlock { skip, .. } if u64::from(skip) >= BLOCK => {
+                    return wrong("a span starts too far after its first zstd block");
+                }
                 _ => {}
             }
-            if span.start.checkpoint().is_some_and(|number| u64::from(number) / CHECKPOINTS_PER_GROUP as u64 >= groups)
-            {
+            if span.start.checkpoint_group().is_some_and(|(group, _)| group >= groups) {
                 return wrong("a span names a checkpoint that doesn't exist");
             }
         }
@@ -290,7 +303,8 @@ fn blob(header: &mut Reader<'_>) -> Result<Option<BlobRef>, IndexError> {
     }
 }
 
-fn decode_layer(header: &mut Reader<'_>, reader: &mut Reader<'_>) -> Result<LayerIndex, IndexError> {
+/// A layer, which may have as many spans.
+fn decode_layer(header: &mut Reader<'_>, reader: &mut Reader<'_>, spans_max: usize) -> Result<LayerIndex, IndexError> {
     let layer = Digest::from_bytes(header.array()?);
     let diff_id = Digest::from_bytes(header.array()?);
     let source_size = header.varint()?;
@@ -301,7 +315,7 @@ fn decode_layer(header: &mut Reader<'_>, reader: &mut Reader<'_>) -> Result<Laye
     let (tree, spans, groups) = (part()?, part()?, part()?);
     let corrupt = |Malformed(what)| IndexError::Layer { layer, what };
     let tree = PackedTree::from_bytes(tree).map_err(|source| IndexError::Tree { layer, source })?;
-    let spans = SpanTable::new(spans::decode(spans).map_err(corrupt)?, source_size);
+    let spans = SpanTable::new(spans::decode(spans, spans_max).map_err(corrupt)?, source_size);
     let spans = spans.map_err(|source| IndexError::Spans { layer, source })?;
     let checkpoint_groups = spans::decode_groups(groups, spans.spans().len()).map_err(corrupt)?;
     Ok(LayerIndex { digest: layer, diff_id, source_size, tree, spans, checkpoint_groups })
@@ -312,6 +326,16 @@ fn must_fit(len: usize) -> Result<(), IndexError> {
         Ok(len) if len <= INDEX_MAX => Ok(()),
         _ => Err(IndexError::TooLarge(len as u64)),
     }
+}
+
+fn must_be_few(layers: usize, spans: usize) -> Result<(), IndexError> {
+    if layers > LAYERS_MAX {
+        return Err(IndexError::Corrupt("it has more than 4096 layers"));
+    }
+    if spans > SPANS_MAX {
+        return Err(IndexError::Corrupt(spans::TOO_MANY));
+    }
+    Ok(())
 }
 
 fn must_have_room(memory: u64) -> Result<(), IndexError> {

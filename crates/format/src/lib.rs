@@ -2,7 +2,9 @@
 //! I/O.
 #![forbid(unsafe_code)]
 
+pub mod checkpoints;
 pub mod chunked;
+mod columns;
 pub mod digest;
 pub mod erofs;
 pub mod gzip;

@@ -1,11 +1,13 @@
 //! Spans: runs of device bytes that can be produced alone, and the table of all spans of a layer.
 
+use crate::gzip::CHECKPOINTS_PER_GROUP;
+
 /// Bytes in a block of a device's presence map. Every span but a layer's last starts and ends on a block boundary
 /// of the device, so that a block belongs to exactly one span.
 pub const BLOCK: u64 = 4096;
 
-/// Most decoded bytes that are thrown away before a span's first device byte: the longest zstd frame that is indexed
-/// ([`crate::zstd::MAX_FRAME`]), and twice the longest span that the converter can be asked for.
+/// Most decoded bytes that are thrown away before a span's first device byte: four times the longest zstd frame that is
+/// decoded as a whole ([`crate::zstd::MAX_WHOLE_FRAME`]), and twice the longest span that the converter can be asked for.
 pub const MAX_SKIP: u32 = 32 << 20;
 
 /// A run of device bytes, where its source bytes lie, how they are decoded, and what must come out.
@@ -46,11 +48,18 @@ pub enum Start {
         /// Number of the checkpoint, counted within the layer.
         checkpoint: u32,
     },
-    /// The source bytes are whole zstd frames, skippable ones among them.
+    /// The source bytes are zstd frames, skippable ones among them; the last may lack its last blocks.
     ZstdFrame {
         /// Decoded bytes to throw away before the first device byte; at most [`MAX_SKIP`]. What is decoded after the
         /// last device byte is thrown away, too.
         skip: u32,
+    },
+    /// Inside a zstd frame, at the header of a block; the source bytes go on as with [`Start::ZstdFrame`].
+    ZstdBlock {
+        /// Decoded bytes to throw away before the first device byte; less than [`BLOCK`].
+        skip: u16,
+        /// Number of the checkpoint, counted within the layer.
+        checkpoint: u32,
     },
 }
 
@@ -58,9 +67,19 @@ impl Start {
     /// Number of the checkpoint without which decoding can't start here.
     pub fn checkpoint(&self) -> Option<u32> {
         match self {
-            Self::Gzip { checkpoint, .. } => Some(*checkpoint),
+            Self::Gzip { checkpoint, .. } | Self::ZstdBlock { checkpoint, .. } => Some(*checkpoint),
             Self::Stored | Self::GzipMember { .. } | Self::ZstdFrame { .. } => None,
         }
+    }
+
+    /// The group that holds that checkpoint, counted within the layer, and its place in it. A checkpoint of a zstd layer
+    /// has a group of its own: each is large enough to be compressed alone, and fetched for one span.
+    pub fn checkpoint_group(&self) -> Option<(usize, usize)> {
+        let each = match self {
+            Self::ZstdBlock { .. } => 1,
+            _ => CHECKPOINTS_PER_GROUP,
+        };
+        self.checkpoint().map(|number| (number as usize / each, number as usize % each))
     }
 
     /// Bytes that no other start has, to be hashed: kind, bit, skip, checkpoint.
@@ -70,6 +89,7 @@ impl Start {
             Self::GzipMember { skip } => (1, 0, skip, 0),
             Self::Gzip { bit, skip, checkpoint } => (2, bit, skip.into(), checkpoint),
             Self::ZstdFrame { skip } => (3, 0, skip, 0),
+            Self::ZstdBlock { skip, checkpoint } => (4, 0, skip.into(), checkpoint),
         };
         let mut bytes = [kind, bit, 0, 0, 0, 0, 0, 0, 0, 0];
         bytes[2..6].copy_from_slice(&skip.to_le_bytes());

@@ -184,8 +184,8 @@ fn make_one_span() -> OneSpan {
     let data = layer_like(22, 300_000);
     let layer = member(&data, 6);
     let indexed = index(&layer, SPAN, usize::MAX).unwrap();
-    let i = indexed.iter().position(|span| span.checkpoint.as_ref().is_some_and(|c| c.window_bytes() > 0)).unwrap();
-    (layer, data, table(&indexed)[i].clone(), indexed[i].checkpoint.clone().unwrap())
+    let i = indexed.iter().position(|span| gzip(span).is_some_and(|c| c.window_bytes() > 0)).unwrap();
+    (layer, data, table(&indexed)[i].clone(), gzip(&indexed[i]).cloned().unwrap())
 }
 
 fn decode(span: &Span, checkpoint: &Checkpoint, source: &[u8]) -> Result<Vec<u8>, GzipError> {

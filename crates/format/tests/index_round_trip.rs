@@ -4,7 +4,7 @@ use clipper_format::erofs::MAX_DEPTH;
 use clipper_format::index::{BlobRef, Hot, HotFrame, HotPiece, Index, IndexError, LayerIndex, PackError, PackedTree};
 use clipper_format::span::{MAX_SKIP, Span, SpanTable, Start};
 use clipper_format::tree::{Content, Directory, Extent, ExtentSource, FileData, Inode, InodeId, ROOT, Tree};
-use clipper_format::zstd::MAX_FRAME;
+use clipper_format::zstd::MAX_SPAN;
 use proptest::prelude::*;
 
 mod erofs_trees;
@@ -38,6 +38,7 @@ fn any_layer() -> impl Strategy<Value = LayerIndex> {
         (0..=MAX_SKIP).prop_map(|skip| Start::GzipMember { skip }),
         (0..=MAX_SKIP).prop_map(|skip| Start::ZstdFrame { skip }),
         (0..8u8, 0..258u16, 0..48u32).prop_map(|(bit, skip, checkpoint)| Start::Gzip { bit, skip, checkpoint }),
+        (0..4096u16, 0..3u32).prop_map(|(skip, checkpoint)| Start::ZstdBlock { skip, checkpoint }),
     ];
     let span = (1..=16u32, 0..50_000u32, 0..3u64, start, any::<[u8; 32]>());
     let group = (0..500u64, 0..500u64).prop_map(|(start, len)| start..start + len);
@@ -185,8 +186,10 @@ fn what_does_not_hold_together_is_neither_written_nor_read() {
     let group = |end| std::iter::once(0..end).collect();
     let one_group = || group(50);
     let zstd = |skip| Start::ZstdFrame { skip };
+    let block = |skip, checkpoint| Start::ZstdBlock { skip, checkpoint };
     assert!(index(layer(vec![span(0, 4096, gzip(7, 257, 15))], one_group())).encode().is_ok());
-    assert!(index(layer(vec![span(0, MAX_FRAME, zstd(MAX_SKIP))], vec![])).encode().is_ok(), "as long as a frame");
+    assert!(index(layer(vec![span(0, MAX_SPAN, zstd(MAX_SKIP))], vec![])).encode().is_ok(), "the longest");
+    assert!(index(layer(vec![span(0, MAX_SPAN, block(4095, 0))], one_group())).encode().is_ok(), "the same");
     let bad = [
         layer(vec![span(0, 4096, gzip(8, 0, 0))], one_group()),
         layer(vec![span(0, 4096, gzip(0, 258, 0))], one_group()),
@@ -195,7 +198,10 @@ fn what_does_not_hold_together_is_neither_written_nor_read() {
         layer(vec![span(0, 4096, gzip(0, 0, 0))], group(51)),
         layer(vec![span(0, (1 << 16) + 4096, Start::Stored)], vec![]),
         layer(vec![span(0, (1 << 16) + 4096, Start::GzipMember { skip: 0 })], vec![]),
-        layer(vec![span(0, MAX_FRAME + 4096, zstd(0))], vec![]),
+        layer(vec![span(0, MAX_SPAN + 4096, zstd(0))], vec![]),
+        layer(vec![span(0, MAX_SPAN + 4096, block(0, 0))], one_group()),
+        layer(vec![span(0, 4096, block(4096, 0))], one_group()),
+        layer(vec![span(0, 4096, block(0, 1))], one_group()),
         layer(vec![span(0, 4096, zstd(MAX_SKIP + 1))], vec![]),
         layer(vec![span(0, 4096, Start::GzipMember { skip: MAX_SKIP + 1 })], vec![]),
     ];
@@ -233,8 +239,30 @@ fn a_hot_blob_that_does_not_hold_together_is_neither_written_nor_read() {
         with(vec![piece(0, u64::MAX, 1)], 10, 10),
         with(vec![piece(1, 0, 1)], 10, 10),
         with(vec![piece(0, 0, 2); 1000], 10, 10),
+        with(vec![piece(0, 2, 1); 2049], 10, 10),
+        with(vec![piece(0, 2, 1)], (8 << 20) + 1, (8 << 20) + 1),
     ];
     assert!(bad.iter().all(|blob| matches!(blob, Err(IndexError::Corrupt(_)))), "{bad:?}");
+}
+
+#[test]
+fn what_would_take_too_much_memory_is_neither_written_nor_read() {
+    let told = |index: &Index| match index.encode() {
+        Err(IndexError::Corrupt(what)) => what,
+        other => panic!("{other:?}"),
+    };
+    let one = index(layer(vec![span(0, 4000, Start::Stored)], vec![]));
+    let layers = |count| Index { layers: vec![one.layers[0].clone(); count], ..one.clone() };
+    assert!(Index::decode(&layers(4096).encode().unwrap()).is_ok());
+    assert_eq!(told(&layers(4097)), "it has more than 4096 layers");
+    let spans = |count| index(layer((0..count).map(|n| span(n * 4096, 4096, Start::Stored)).collect(), vec![]));
+    let most = spans(1 << 21);
+    assert!(Index::decode(&most.encode().unwrap()).unwrap() == most);
+    assert!(told(&spans((1 << 21) + 1)).contains("more than 2097152 spans"));
+    let paths = Index { prefetch: vec![b"/".to_vec(); (1 << 18) + 1], ..one.clone() };
+    assert!(told(&paths).contains("more than 262144 paths"));
+    let paths = Index { prefetch: vec![vec![b'/'; 16 << 20]], ..one };
+    assert!(told(&paths).contains("16 MiB"));
 }
 
 #[test]
@@ -243,7 +271,7 @@ fn other_versions_prefixes_and_tails_are_refused() {
     assert_eq!(Index::decode(b""), Err(IndexError::NotAnIndex));
     assert_eq!(Index::decode(b"\x1f\x8b\x08 something else"), Err(IndexError::NotAnIndex));
     let mut newer = blob.clone();
-    for other in [2, 4] {
+    for other in [3, 5] {
         newer[8] = other;
         assert_eq!(Index::decode(&newer), Err(IndexError::Version(other.into())));
     }

@@ -60,6 +60,13 @@ fn limits_end_what_has_no_end() {
     let heavy = (0..999)
         .fold(Script::new(), |script, n| script.pax(&[("SCHILY.xattr.user.x", &value)]).file(&n.to_string(), ""));
     assert_eq!(limit(&heavy.end()), "bytes of memory for the layer's tree");
+    // The least attribute takes a map.
+    let each = |script: Script, n| script.pax(&[("SCHILY.xattr.user.x", b"")]).file(&format!("{n}"), "");
+    let tiny = Limits { memory: 600 << 10, entries: 2000, ..small() };
+    let bare = (0..900).fold(Script::new(), |script, n| script.pax(&[("comment", b"x")]).file(&format!("{n}"), ""));
+    assert!(walk(&bare.end(), 4096, tiny.clone()).is_ok());
+    let attributed = (0..900).fold(Script::new(), each);
+    assert!(matches!(walk(&attributed.end(), 4096, tiny).unwrap_err().problem, Problem::Limit { .. }));
     let value = vec![b'v'; 5000];
     assert_eq!(limit(&Script::new().pax(&[("comment", &value)]).end()), "bytes of extended header");
 }

@@ -98,18 +98,29 @@ fn a_frame_made_with_a_dictionary_is_refused() {
 }
 
 #[test]
-fn a_bomb_is_given_up_at_the_limit() {
+fn a_bomb_comes_in_spans() {
     // Runs of 128 KiB in 4 bytes each, without end.
     let mut indexer = Indexer::new(IndexOptions { span_size: SPAN });
     let mut spans = Vec::new();
     indexer.push(&[0x28, 0xb5, 0x2f, 0xfd, 0, 7 << 3], &mut spans).unwrap();
     let run = (131_072u32 << 3 | 2).to_le_bytes();
-    let pushed = (1..).find(|_| indexer.push(&[run[0], run[1], run[2], b'x'], &mut spans).is_err()).unwrap();
-    assert_eq!(pushed, 257, "32 MiB and one more");
+    for _ in 0..2000 {
+        indexer.push(&[run[0], run[1], run[2], b'x'], &mut spans).unwrap();
+    }
+    let held = 2000 * 131_072 - spans.iter().map(|span| span.bytes.len()).sum::<usize>();
+    assert!(held < 52 << 20, "{held} bytes are held back");
+    indexer.push(&[7, 0, 0, b'x'], &mut spans).unwrap_err();
+}
+
+#[test]
+fn blocks_without_bytes_are_given_up_at_the_limit() {
+    let mut indexer = Indexer::new(IndexOptions { span_size: SPAN });
+    let mut spans = Vec::new();
+    indexer.push(&[0x28, 0xb5, 0x2f, 0xfd, 0, 7 << 3], &mut spans).unwrap();
+    let empty = [0; 3 << 14];
+    let error = (0..2000).find_map(|_| indexer.push(&empty, &mut spans).err());
     assert!(spans.is_empty());
-    let error = indexer.push(&frame(b"good", PLAIN), &mut spans).unwrap_err();
-    assert_eq!(error, ZstdError::FrameTooLarge { frame: 0, offset: 0 }, "an error stays");
-    assert_eq!(indexer.finish(&mut spans).unwrap_err(), error);
+    assert_eq!(error, Some(ZstdError::SpanTooLong { offset: 0 }));
 }
 
 #[test]

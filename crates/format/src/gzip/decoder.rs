@@ -50,7 +50,9 @@ impl SpanDecoder {
                 }
                 (Members::inside(inflate), u64::from(bit), usize::from(skip))
             }
-            Start::Stored | Start::ZstdFrame { .. } => return Err(refuse("it isn't a span of a gzip layer")),
+            Start::Stored | Start::ZstdFrame { .. } | Start::ZstdBlock { .. } => {
+                return Err(refuse("it isn't a span of a gzip layer"));
+            }
         };
         let bit = span.source_offset.checked_mul(8).and_then(|first| first.checked_add(bit));
         Ok(Self {

@@ -1,9 +1,7 @@
 //! Checkpoints on disk: consecutive ones are stored together, column by column, in one zstd frame.
 use super::{Checkpoint, GzipError, WINDOW, checkpoint::Run, inflate::Block};
-use std::{
-    io::{Read, Write},
-    sync::Arc,
-};
+use crate::columns::{Fault, Reader, compress, put};
+use std::{io::Read, sync::Arc};
 
 /// Checkpoints of a group; only a layer's last group has fewer.
 pub const CHECKPOINTS_PER_GROUP: usize = 16;
@@ -28,17 +26,6 @@ pub fn encode_group(checkpoints: &[Checkpoint], level: i32) -> Vec<u8> {
     compress(&encode_columns(checkpoints), level).unwrap_or_default()
 }
 
-/// Columns are unlike each other, so each gets blocks of its own.
-fn compress(columns: &[Vec<u8>], level: i32) -> std::io::Result<Vec<u8>> {
-    let mut encoder = zstd::Encoder::new(Vec::new(), level)?;
-    encoder.set_pledged_src_size(Some(columns.iter().map(|column| column.len() as u64).sum()))?;
-    for column in columns {
-        encoder.write_all(column)?;
-        encoder.flush()?;
-    }
-    encoder.finish()
-}
-
 /// Decodes what [`encode_group`] made.
 pub fn decode_group(frame: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
     const MAX: usize = MAX_ENCODED * CHECKPOINTS_PER_GROUP;
@@ -52,7 +39,7 @@ pub fn decode_group(frame: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
     if columns.len() > MAX {
         return Err(GzipError::Checkpoint("its group is too large"));
     }
-    decode_columns(&columns)
+    decode_columns(&columns).map_err(GzipError::Checkpoint)
 }
 
 impl Checkpoint {
@@ -63,7 +50,7 @@ impl Checkpoint {
 
     /// Decodes what [`Checkpoint::encode`] made.
     pub fn decode(bytes: &[u8]) -> Result<Self, GzipError> {
-        let mut checkpoints = decode_columns(bytes)?;
+        let mut checkpoints = decode_columns(bytes).map_err(GzipError::Checkpoint)?;
         match checkpoints.pop() {
             Some(checkpoint) if checkpoints.is_empty() => Ok(checkpoint),
             _ => Err(GzipError::Checkpoint("not a single one")),
@@ -99,47 +86,11 @@ fn encode_columns(checkpoints: &[Checkpoint]) -> [Vec<u8>; 5] {
     [states, gaps, lengths, definitions, bytes]
 }
 
-/// Appends a number in base 128, the lowest digit first; all but the last have their high bit set.
-fn put(out: &mut Vec<u8>, mut value: u16) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-/// Reads columns.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn bytes(&mut self, count: usize) -> Result<&'a [u8], GzipError> {
-        let (bytes, rest) = self.0.split_at_checked(count).ok_or(GzipError::Checkpoint("it is truncated"))?;
-        self.0 = rest;
-        Ok(bytes)
-    }
-
-    fn byte(&mut self) -> Result<u8, GzipError> {
-        Ok(self.bytes(1)?[0])
-    }
-
-    fn number(&mut self) -> Result<u16, GzipError> {
-        let mut value = 0u32;
-        for shift in [0, 7, 14] {
-            let byte = self.byte()?;
-            value |= u32::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return u16::try_from(value).map_err(|_| GzipError::Checkpoint("a number is out of range"));
-            }
-        }
-        Err(GzipError::Checkpoint("a number is out of range"))
-    }
-}
-
-fn decode_columns(columns: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
+fn decode_columns(columns: &[u8]) -> Result<Vec<Checkpoint>, Fault> {
     let mut reader = Reader(columns);
     let count = usize::from(reader.byte()?);
     if count > CHECKPOINTS_PER_GROUP {
-        return Err(GzipError::Checkpoint("a group has too many"));
+        return Err("a group has too many");
     }
     let mut checkpoints = Vec::with_capacity(count);
     let mut sizes = Vec::with_capacity(count);
@@ -151,14 +102,14 @@ fn decode_columns(columns: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
             STORED => Block::Stored { left: reader.number()? },
             FIXED => Block::Fixed,
             DYNAMIC => {
-                codes = usize::from(reader.number()?);
+                codes = usize::from(reader.number::<u16>()?);
                 Block::Dynamic { codes: Arc::new([]) }
             }
-            _ => return Err(GzipError::Checkpoint("its block is of an unknown kind")),
+            _ => return Err("its block is of an unknown kind"),
         };
-        let runs = usize::from(reader.number()?);
+        let runs = usize::from(reader.number::<u16>()?);
         if codes > MAX_CODES || runs > WINDOW / 2 + 1 {
-            return Err(GzipError::Checkpoint("it is too large"));
+            return Err("it is too large");
         }
         sizes.push((codes, runs));
         checkpoints.push(Checkpoint { block, last: kind & LAST != 0, runs: Vec::new(), bytes: Vec::new() });
@@ -174,7 +125,7 @@ fn decode_columns(columns: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
         }
         let reach: usize = checkpoint.runs.iter().map(|run| usize::from(run.gap) + usize::from(run.length)).sum();
         if reach > WINDOW {
-            return Err(GzipError::Checkpoint("its bytes don't fit into a window"));
+            return Err("its bytes don't fit into a window");
         }
     }
     for (checkpoint, &(codes, _)) in checkpoints.iter_mut().zip(&sizes) {
@@ -187,7 +138,7 @@ fn decode_columns(columns: &[u8]) -> Result<Vec<Checkpoint>, GzipError> {
         checkpoint.bytes = reader.bytes(length)?.to_vec();
     }
     if !reader.0.is_empty() {
-        return Err(GzipError::Checkpoint("something follows it"));
+        return Err("something follows it");
     }
     Ok(checkpoints)
 }

@@ -30,9 +30,36 @@ pub struct IndexedSpan {
     /// How the decoder starts.
     pub start: Start,
     /// The checkpoint, if `start` names one; they are numbered from 0 in the order of spans.
-    pub checkpoint: Option<Checkpoint>,
-    /// The span's device bytes; never empty.
+    pub checkpoint: Option<SpanCheckpoint>,
+    /// The span's device bytes, never none; but those of a span that goes to a [`crate::zstd::Sink`] may follow.
     pub bytes: Vec<u8>,
+}
+
+/// A checkpoint that an indexer has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SpanCheckpoint {
+    /// Inside a Deflate stream; neighbours are to be encoded together.
+    Gzip(Checkpoint),
+    /// Inside a zstd frame: as [`crate::zstd::Checkpoint::encode`] gives it.
+    Zstd(Vec<u8>),
+}
+
+impl SpanCheckpoint {
+    /// That of a gzip layer.
+    pub fn as_gzip(&self) -> Option<&Checkpoint> {
+        match self {
+            Self::Gzip(checkpoint) => Some(checkpoint),
+            Self::Zstd(_) => None,
+        }
+    }
+
+    /// That of a zstd layer, encoded.
+    pub fn as_zstd(&self) -> Option<&[u8]> {
+        match self {
+            Self::Zstd(encoded) => Some(encoded),
+            Self::Gzip(_) => None,
+        }
+    }
 }
 
 impl IndexedSpan {
@@ -239,7 +266,8 @@ impl Indexer {
                 let number = self.checkpoints;
                 self.checkpoints += 1;
                 let (bit, skip) = ((start.bit & 7) as u8, start.skip);
-                (Start::Gzip { bit, skip, checkpoint: number }, Some(self.checkpoint(&start)))
+                let checkpoint = SpanCheckpoint::Gzip(self.checkpoint(&start));
+                (Start::Gzip { bit, skip, checkpoint: number }, Some(checkpoint))
             }
         };
         let bytes = self.bytes[HISTORY..HISTORY + length].to_vec();

@@ -21,7 +21,7 @@ mod symbol;
 pub use checkpoint::Checkpoint;
 pub use decoder::SpanDecoder;
 pub use group::{CHECKPOINT_LEVEL, CHECKPOINTS_PER_GROUP, decode_group, encode_group};
-pub use indexer::{IndexOptions, IndexedSpan, Indexer, MAX_SPAN_SOURCE};
+pub use indexer::{IndexOptions, IndexedSpan, Indexer, MAX_SPAN_SOURCE, SpanCheckpoint};
 pub use inflate::Fault;
 
 /// Farthest that a Deflate match reaches back, in bytes (RFC 1951, section 2).

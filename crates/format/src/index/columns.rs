@@ -90,11 +90,14 @@ impl Planes {
         self.low.iter().chain([&self.high]).for_each(|column| put_column(out, column));
     }
 
-    /// Reads the columns; `None` where their lengths disagree.
-    pub fn read(reader: &mut Reader<'_>, budget: &mut u64) -> Result<Vec<u64>, Malformed> {
+    /// Reads the columns of at most `most` numbers.
+    pub fn read(reader: &mut Reader<'_>, budget: &mut u64, most: u64) -> Result<Vec<u64>, Malformed> {
         let mut column = || column(reader, budget);
         let low = [column()?, column()?, column()?, column()?];
         let high = column()?;
+        if low[0].len() as u64 > most {
+            return Err(Malformed("more numbers than there may be"));
+        }
         let mut high = Reader::new(&high);
         let mut values = Vec::new();
         for (n, lowest) in low[0].iter().enumerate() {
@@ -159,6 +162,7 @@ mod tests {
         values.iter().for_each(|value| planes.push(*value));
         let mut out = Vec::new();
         planes.put(&mut out);
-        assert_eq!(Planes::read(&mut Reader::new(&out), &mut 1000).as_deref(), Ok(&values[..]));
+        assert_eq!(Planes::read(&mut Reader::new(&out), &mut 1000, 8).as_deref(), Ok(&values[..]));
+        assert!(Planes::read(&mut Reader::new(&out), &mut 1000, 7).is_err());
     }
 }

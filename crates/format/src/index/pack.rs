@@ -87,6 +87,8 @@ impl Room {
     const PART: u64 = 64;
     /// Parts that an inode counts for.
     pub const INODE: u64 = 4;
+    /// Parts that a set of xattrs counts for: a map's smallest node has room for eleven.
+    const SET: u64 = 8;
     /// Most inodes that there is room for.
     pub const INODES: u64 = MEMORY_MAX / (Self::INODE * Self::PART);
 
@@ -105,8 +107,16 @@ impl Room {
         Ok(())
     }
 
+    /// Takes room for a set of xattrs, without those in it.
+    pub fn take_set(&mut self) -> Result<(), &'static str> {
+        self.take(Self::SET, 0)
+    }
+
     /// Takes room for xattrs.
     pub fn take_xattrs(&mut self, xattrs: &Xattrs) -> Result<(), &'static str> {
+        if !xattrs.is_empty() {
+            self.take_set()?;
+        }
         xattrs.iter().try_for_each(|(name, value)| self.take(1, name.len() + value.len()))
     }
 }
@@ -196,7 +206,11 @@ impl<'t> Packer<'t, '_> {
         put_varint(&mut columns.kinds, mode + 1);
         put_varint(&mut columns.inode_owners, columns.owners.number((inode.uid, inode.gid)));
         put_varint(&mut columns.inode_times, columns.times.number((inode.mtime, inode.mtime_nsec)));
+        let known = columns.xattrs.values.len();
         let xattrs = if inode.xattrs.is_empty() { 0 } else { columns.xattrs.number(&inode.xattrs) + 1 };
+        if columns.xattrs.values.len() > known {
+            self.room.take_xattrs(&inode.xattrs)?;
+        }
         put_varint(&mut columns.inode_xattrs, xattrs);
         match &inode.content {
             Content::Directory(entries) => put_varint(&mut columns.counts, entries.len() as u64),
@@ -318,8 +332,9 @@ mod tests {
         let entries = names.map(|(name, id)| (name.as_bytes().to_vec(), id)).collect();
         inodes[ROOT].content = Content::Directory(entries);
         let tree = Tree { inodes, device_sizes: vec![512] };
-        // Inodes, names, xattrs, extents; the text of names, xattrs, the symlink and the file.
-        let enough = (4 * 6 + 6 + 2 + 2) * 64 + 18 + 2 * 106 + 500 + 700;
+        // Inodes, names, xattrs and their sets, once more in the dictionary, extents; the text of names, xattrs, the symlink
+        // and the file.
+        let enough = (4 * 6 + 6 + 3 + 3 * 8 + 2) * 64 + 18 + 3 * 106 + 500 + 700;
         let mut room = Room(enough);
         let packed = pack(&tree, &mut room).unwrap();
         assert_eq!(room.0, 0);

@@ -8,6 +8,7 @@ const STORED: u8 = 0;
 const GZIP_MEMBER: u8 = 1;
 const GZIP: u8 = 2;
 const ZSTD_FRAME: u8 = 3;
+const ZSTD_BLOCK: u8 = 7;
 
 /// Encodes a span table.
 pub fn encode(table: &SpanTable) -> Vec<u8> {
@@ -31,12 +32,18 @@ pub fn encode(table: &SpanTable) -> Vec<u8> {
                 starts.push(ZSTD_FRAME);
                 put_varint(skips, skip.into());
             }
-            Start::Gzip { bit, skip, checkpoint } => {
+            Start::Gzip { bit, skip, .. } => {
                 starts.push(GZIP | bit << 2);
                 put_varint(skips, skip.into());
-                put_signed(checkpoints, i64::from(checkpoint) - i64::from(next_checkpoint));
-                next_checkpoint = checkpoint.wrapping_add(1);
             }
+            Start::ZstdBlock { skip, .. } => {
+                starts.push(ZSTD_BLOCK);
+                put_varint(skips, skip.into());
+            }
+        }
+        if let Some(checkpoint) = span.start.checkpoint() {
+            put_signed(checkpoints, i64::from(checkpoint) - i64::from(next_checkpoint));
+            next_checkpoint = checkpoint.wrapping_add(1);
         }
         digests.extend_from_slice(&span.blake3);
     }
@@ -49,19 +56,25 @@ pub fn encode(table: &SpanTable) -> Vec<u8> {
     out
 }
 
-/// Decodes what [`encode`] made, to spans that are yet to be made a table.
-pub fn decode(bytes: &[u8]) -> Result<Vec<Span>, Malformed> {
+/// What is wrong with an index of too many spans.
+pub const TOO_MANY: &str = "it has more than 2097152 spans: convert the image again, with longer ones";
+
+/// Decodes what [`encode`] made, to spans, at most `max`, that are yet to be made a table.
+pub fn decode(bytes: &[u8], max: usize) -> Result<Vec<Span>, Malformed> {
     let mut reader = Reader::new(bytes);
     let count = reader.varint()?;
     // The digests of as many spans must be there, 32 bytes each and not compressed; so what follows is in proportion.
     if count > bytes.len() as u64 / 32 {
         return Err(Malformed("more spans than it has room for"));
     }
+    if count > max as u64 {
+        return Err(Malformed(TOO_MANY));
+    }
     let mut budget = 64 * count;
     let tail = reader.varint()?;
     let mut column = || column(&mut reader, &mut budget);
     let (blocks, gaps, starts, skips, checkpoints) = (column()?, column()?, column()?, column()?, column()?);
-    let source_lens = Planes::read(&mut reader, &mut budget)?;
+    let source_lens = Planes::read(&mut reader, &mut budget, count)?;
     let digests = raw_column(&mut reader)?;
     if source_lens.len() as u64 != count || digests.len() as u64 != count.saturating_mul(32) || tail >= BLOCK {
         return Err(Malformed("columns of spans of different lengths"));
@@ -82,11 +95,15 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<Span>, Malformed> {
             STORED => Start::Stored,
             GZIP_MEMBER => Start::GzipMember { skip: u32::try_from(skips.varint()?).map_err(|_| wrong)? },
             ZSTD_FRAME => Start::ZstdFrame { skip: u32::try_from(skips.varint()?).map_err(|_| wrong)? },
-            byte if byte & 3 == GZIP => {
+            byte if byte == ZSTD_BLOCK || byte & 3 == GZIP => {
                 let checkpoint = checkpoints.signed()?.checked_add(next_checkpoint).ok_or(wrong)?;
                 next_checkpoint = checkpoint.saturating_add(1);
                 let checkpoint = u32::try_from(checkpoint).map_err(|_| wrong)?;
-                Start::Gzip { bit: byte >> 2, skip: u16::try_from(skips.varint()?).map_err(|_| wrong)?, checkpoint }
+                let skip = u16::try_from(skips.varint()?).map_err(|_| wrong)?;
+                match byte {
+                    ZSTD_BLOCK => Start::ZstdBlock { skip, checkpoint },
+                    _ => Start::Gzip { bit: byte >> 2, skip, checkpoint },
+                }
             }
             _ => return Err(wrong),
         };

@@ -7,8 +7,18 @@ use std::ops::Range;
 
 /// Most device bytes of a frame of the hot blob.
 pub const HOT_FRAME_MAX: u64 = 4 << 20;
-/// Most bytes of a prefetch list.
+/// Most bytes of a prefetch list, and most paths.
 const LIST_MAX: u64 = 16 << 20;
+const PATHS_MAX: usize = 1 << 18;
+/// Most pieces of a hot blob: as many blocks, if none has a neighbour, are 4 GiB.
+const PIECES_MAX: usize = 1 << 20;
+/// Most pieces of a frame: twice as many as blocks, because last blocks of devices may be short.
+const FRAME_PIECES_MAX: usize = (2 * HOT_FRAME_MAX / BLOCK) as usize;
+/// Most bytes of a frame: no compression makes data so much longer.
+const FRAME_LEN_MAX: u64 = 2 * HOT_FRAME_MAX;
+/// Most bytes that numbers of `u32` and `u64` take in a column.
+const VARINT32: u64 = 5;
+const VARINT64: u64 = 10;
 
 /// The hot blob: what a start-up touches, in the order of first touch, as independent zstd frames one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +121,9 @@ pub fn unpack_hot_frame(frame: &[u8], len: u64, blake3: &[u8; 32]) -> Result<Vec
 impl Hot {
     /// What is wrong with it, over these layers.
     pub(super) fn check(&self, layers: &[LayerIndex]) -> Result<(), &'static str> {
+        if self.frames.iter().map(|frame| frame.pieces.len()).sum::<usize>() > PIECES_MAX {
+            return Err(TOO_MANY_PIECES);
+        }
         let lens: u64 = self.frames.iter().map(|frame| u64::from(frame.len)).sum();
         if lens != self.blob.size {
             return Err("the frames of its hot blob don't make up the blob");
@@ -125,12 +138,30 @@ impl Hot {
                     return Err("its hot blob names blocks outside a layer");
                 }
             }
-            if frame.pieces.is_empty() || frame.len == 0 || frame.device_len(layers) > HOT_FRAME_MAX {
+            let (pieces, len) = (frame.pieces.len(), u64::from(frame.len));
+            if !(1..=FRAME_PIECES_MAX).contains(&pieces) || !(1..=FRAME_LEN_MAX).contains(&len) {
+                return Err("its hot blob has a frame of no or too many pieces or bytes");
+            }
+            if frame.device_len(layers) > HOT_FRAME_MAX {
                 return Err("its hot blob has an impossible frame");
             }
         }
         Ok(())
     }
+}
+
+const TOO_MANY_PIECES: &str = "its hot blob has more than 1048576 pieces";
+const TOO_MANY_PATHS: &str = "its prefetch list has more than 262144 paths, or 16 MiB";
+
+/// What is wrong with a prefetch list.
+pub(super) fn check_list(list: &[Vec<u8>]) -> Result<(), &'static str> {
+    if list.iter().any(|path| !path.starts_with(b"/") || path.contains(&0)) {
+        return Err("its prefetch list has a path that isn't absolute");
+    }
+    if list.len() > PATHS_MAX || list.iter().map(|path| path.len() as u64 + 1).sum::<u64>() > LIST_MAX {
+        return Err(TOO_MANY_PATHS);
+    }
+    Ok(())
 }
 
 /// Encodes the list and the frames. Of the hot blob itself, the header tells.
@@ -168,19 +199,24 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Vec<Vec<u8>>, Vec<HotFrame>), Malf
     let paths = column(&mut reader, &mut LIST_MAX.clone())?;
     let list = match paths.split_last() {
         None => Vec::new(),
+        Some(_) if paths.iter().filter(|byte| **byte == 0).count() > PATHS_MAX => {
+            return Err(Malformed(TOO_MANY_PATHS));
+        }
         Some((0, paths)) => paths.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect(),
         Some(_) => return Err(Malformed("a prefetch list that breaks off")),
     };
-    if list.iter().any(|path| !path.starts_with(b"/")) {
-        return Err(Malformed("a prefetch list with a relative path"));
-    }
+    check_list(&list).map_err(Malformed)?;
     let count = reader.varint()?;
     // The digests of as many frames must be there, 32 bytes each and not compressed.
     if count > bytes.len() as u64 / 32 {
         return Err(Malformed("more frames than it has room for"));
     }
-    // A frame's pieces are blocks: no more of them than a frame has room for.
-    let mut budget = count.saturating_mul(10 + 10 + 30 * HOT_FRAME_MAX / BLOCK);
+    // A frame has a piece at least.
+    if count > PIECES_MAX as u64 {
+        return Err(Malformed(TOO_MANY_PIECES));
+    }
+    let pieces = (count * FRAME_PIECES_MAX as u64).min(PIECES_MAX as u64);
+    let mut budget = count * (VARINT32 + VARINT32) + pieces * (VARINT32 + VARINT64 + VARINT32);
     let mut column = || column(&mut reader, &mut budget);
     let columns = [column()?, column()?, column()?, column()?, column()?];
     let digests = raw_column(&mut reader)?;
@@ -191,11 +227,12 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Vec<Vec<u8>>, Vec<HotFrame>), Malf
     let [lens, counts, layers, gaps, blocks] = &mut columns;
     let wrong = Malformed("an impossible frame");
     let small = |value: u64| u32::try_from(value).map_err(|_| wrong);
-    let (mut frames, mut end) = (Vec::new(), 0u64);
+    let (mut frames, mut end, mut left) = (Vec::new(), 0u64, pieces);
     for digest in digests.chunks_exact(32) {
         let mut frame = HotFrame { len: small(lens.varint()?)?, pieces: Vec::new(), blake3: [0; 32] };
         frame.blake3.copy_from_slice(digest);
         for _ in 0..counts.varint()? {
+            left = left.checked_sub(1).ok_or(Malformed("more pieces than its frames have room for"))?;
             let first = end.checked_add_signed(gaps.signed()?).ok_or(wrong)?;
             let piece = HotPiece { layer: small(layers.varint()?)?, first, blocks: small(blocks.varint()?)? };
             end = first.checked_add(piece.blocks.into()).ok_or(wrong)?;
@@ -252,5 +289,32 @@ mod tests {
         }
         assert!(decode(&[&bytes[..], &[0]].concat()).is_err());
         assert!(decode(&encode(&[b"relative".to_vec()], &[])).is_err());
+    }
+
+    #[test]
+    fn little_bytes_that_claim_much_are_refused() {
+        let paths = vec![b"/".to_vec(); PATHS_MAX];
+        assert_eq!(decode(&encode(&paths, &[])).unwrap().0.len(), PATHS_MAX);
+        let more = [&paths[..], &paths[..1]].concat();
+        assert!(check_list(&more).unwrap_err().contains("262144"));
+        let bytes = encode(&more, &[]);
+        assert!(bytes.len() < 1000);
+        assert_eq!(decode(&bytes), Err(Malformed(TOO_MANY_PATHS)));
+
+        let full: Vec<_> =
+            (0..PIECES_MAX / FRAME_PIECES_MAX).map(|_| frame(1, &[(0, 0, 1); FRAME_PIECES_MAX])).collect();
+        assert!(decode(&encode(&[], &full)).is_ok());
+        let more = [&full[..], &[frame(1, &[(0, 0, 1)])]].concat();
+        assert!(decode(&encode(&[], &more)).unwrap_err().0.contains("more pieces"));
+        let (blob, layers) = (BlobRef { digest: crate::Digest::of(b"hot"), size: 513 }, []);
+        assert_eq!(Hot { blob, frames: more }.check(&layers), Err(TOO_MANY_PIECES));
+        let crowded = encode(&[], &[frame(1, &[(0, 0, 1); FRAME_PIECES_MAX + 1])]);
+        assert!(decode(&crowded).is_err());
+        // A column of 1 GiB for one frame, in 6 bytes.
+        let mut bytes = encode(&[], &[frame(1, &[(0, 0, 1)])]);
+        let mut column = Vec::new();
+        put_varint(&mut column, 1 << 30 << 2 | 2);
+        bytes.splice(2..4, column);
+        assert_eq!(decode(&bytes), Err(Malformed("more data than an index may have")));
     }
 }

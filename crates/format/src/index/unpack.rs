@@ -77,10 +77,10 @@ pub fn unpack(bytes: &[u8], room: &mut Room) -> Result<Tree, PackError> {
     for _ in 0..17 {
         columns.push(column(&mut reader, &mut budget)?);
     }
-    let sizes = Planes::read(&mut reader, &mut budget)?;
+    let sizes = Planes::read(&mut reader, &mut budget, count)?;
     let mut readers = columns.iter().map(|column| Reader::new(column));
     let mut next = || readers.next().ok_or(ENDS);
-    let dictionaries = Dictionaries::read([next()?, next()?, next()?, next()?])?;
+    let dictionaries = Dictionaries::read([next()?, next()?, next()?, next()?], count, room)?;
     let mut unpacker = Unpacker {
         dictionaries: &dictionaries,
         device_sizes: &device_sizes,
@@ -109,17 +109,29 @@ pub fn unpack(bytes: &[u8], room: &mut Room) -> Result<Tree, PackError> {
 }
 
 impl Dictionaries {
-    fn read([mut modes, mut owners, mut times, mut xattrs]: [Reader<'_>; 4]) -> Result<Self, Malformed> {
+    /// Each value is that of one of `inodes` inodes at least.
+    fn read(
+        [mut modes, mut owners, mut times, mut xattrs]: [Reader<'_>; 4],
+        inodes: u64,
+        room: &mut Room,
+    ) -> Result<Self, Malformed> {
         let mut all = Self { modes: Vec::new(), owners: Vec::new(), times: Vec::new(), xattrs: Vec::new() };
+        let must_have_use = |values: usize| match values as u64 >= inodes {
+            true => Err(Malformed("more values than inodes")),
+            false => Ok(()),
+        };
         while !modes.is_empty() {
+            must_have_use(all.modes.len())?;
             all.modes.push(u16::try_from(modes.varint()?).map_err(|_| ENDS)?);
         }
         let id = |value: u64| u32::try_from(value).map_err(|_| ENDS);
         while !owners.is_empty() {
+            must_have_use(all.owners.len())?;
             all.owners.push((id(owners.varint()?)?, id(owners.varint()?)?));
         }
         let mut last = 0i64;
         while !times.is_empty() {
+            must_have_use(all.times.len())?;
             last = last.wrapping_add(times.signed()?);
             let nanoseconds = id(times.varint()?)?;
             if nanoseconds >= 1_000_000_000 {
@@ -128,13 +140,17 @@ impl Dictionaries {
             all.times.push((last, nanoseconds));
         }
         while !xattrs.is_empty() {
+            must_have_use(all.xattrs.len())?;
             let mut set = Xattrs::new();
+            room.take_set()?;
             for _ in 0..xattrs.varint()? {
                 let mut string = || -> Result<Vec<u8>, Malformed> {
                     let len = xattrs.len()?;
                     Ok(xattrs.take(len)?.to_vec())
                 };
-                if set.insert(string()?, string()?).is_some() {
+                let (name, value) = (string()?, string()?);
+                room.take(1, name.len() + value.len())?;
+                if set.insert(name, value).is_some() {
                     return Err(Malformed("an extended attribute twice"));
                 }
             }
@@ -337,4 +353,42 @@ fn check_extents(file: &FileData, device_sizes: &[u64]) -> Result<(), &'static s
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::columns::put_column;
+    use super::super::wire::put_varint;
+    use super::*;
+
+    /// A tree of so many inodes whose column `number` is as given; all others are empty.
+    fn with_column(inodes: u64, number: usize, column: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_varint(&mut bytes, inodes);
+        put_varint(&mut bytes, 0);
+        (0..22).for_each(|n| put_column(&mut bytes, if n == number { column } else { &[] }));
+        bytes
+    }
+
+    #[test]
+    fn little_bytes_that_claim_much_are_refused() {
+        let refusal = |bytes: &[u8]| match unpack(bytes, &mut Room::WHOLE.clone()) {
+            Err(PackError::Corrupt(what)) => what,
+            other => panic!("{other:?}"),
+        };
+        // Dictionaries: modes, owners, times, and sets of extended attributes, each of which takes a map.
+        for number in 0..4 {
+            let bytes = with_column(9, number, &vec![0; 1 << 20]);
+            assert!(bytes.len() < 100);
+            assert_eq!(refusal(&bytes), "more values than inodes", "{number}");
+        }
+        assert_eq!(refusal(&with_column(9, 17, &vec![0; 1 << 20])), "more numbers than there may be");
+        // As many sets as inodes take more room than there is.
+        let mut room = Room::WHOLE;
+        while room.take(1 << 20, 0).is_ok() {}
+        let bytes = with_column(Room::INODES, 3, &vec![0; 1 << 20]);
+        assert!(matches!(unpack(&bytes, &mut room), Err(PackError::Corrupt(what)) if what.contains("1 GiB")));
+        let many = [&[1, 1][..], b"a", &[0]].concat().repeat(1 << 20);
+        assert!(refusal(&with_column(Room::INODES, 3, &many.repeat(2))).contains("1 GiB"));
+    }
 }

@@ -15,6 +15,9 @@ const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 /// Warnings kept; a layer of nothing but oddities must not fill the memory.
 const WARNINGS_MAX: usize = 64;
 
+/// Bytes that an inode's first attribute takes: a map's smallest node has room for eleven.
+const XATTR_MAP: usize = 512;
+
 /// Seconds since 1970, and nanoseconds.
 type Time = (i64, u32);
 
@@ -174,7 +177,7 @@ impl Unpacker {
 
     /// Owner, attributes, mode and time, in containerd's order.
     fn describe(&mut self, id: InodeId, entry: Entry) -> Result<(), Problem> {
-        let mut bytes = 0;
+        let mut bytes = if entry.xattrs.is_empty() { 0 } else { XATTR_MAP };
         self.make_explicit(id);
         let inode = &mut self.tree.inodes[id];
         chown(inode, &entry);
@@ -237,6 +240,7 @@ impl Unpacker {
                 Some(_) => return Err(Problem::NotADirectory(path.clone())),
                 None => {
                     let mut dir = self.blank(id, Content::Directory(Default::default()));
+                    self.spend(XATTR_MAP)?;
                     dir.set_inherits(Inherits::ALL);
                     self.add(id, name, dir)?
                 }

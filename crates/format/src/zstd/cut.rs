@@ -70,7 +70,30 @@ impl Frames {
 
     /// Cuts the next span off, if enough frames are known; `ended` says that there are no more.
     pub fn cut(&mut self, ended: bool) -> Result<Option<Cut>, ZstdError> {
-        let (Some(border), Some(first)) = (self.border(ended), self.kept.front()) else { return Ok(None) };
+        self.border(ended).map_or(Ok(None), |border| self.cut_at(border))
+    }
+
+    /// Cuts the next span off, if there are whole blocks; the last of the frames are to be part of another span.
+    pub fn cut_blocks(&mut self) -> Result<Option<Cut>, ZstdError> {
+        let last = self.end / BLOCK * BLOCK;
+        let border = self.border(true).map(|border| border.min(last)).filter(|_| self.start < last);
+        border.map_or(Ok(None), |border| self.cut_at(border))
+    }
+
+    /// The part of a block that is left when all whole ones have been cut off: where in the blob the frame begins that it
+    /// starts in, and how many bytes of that come before it. `None` if there is none.
+    pub fn rest(&self) -> Option<(u64, u32)> {
+        let first = self.kept.front().filter(|_| self.start < self.end)?;
+        Some((first.source.start, (self.start - first.device.start) as u32))
+    }
+
+    /// Device byte after all frames.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    fn cut_at(&mut self, border: u64) -> Result<Option<Cut>, ZstdError> {
+        let Some(first) = self.kept.front() else { return Ok(None) };
         let source_offset = first.source.start;
         let skip = (self.start - first.device.start) as u32;
         let source_end = match self.kept.iter().find(|frame| frame.device.end > border) {

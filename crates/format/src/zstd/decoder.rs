@@ -1,4 +1,4 @@
-//! Decoding spans: whole frames in, device bytes out.
+//! Decoding spans that start with a frame: frames in, of which the last may lack blocks, device bytes out.
 use super::{ZstdError, walker};
 use crate::span::{MAX_SKIP, Span, Start};
 use zstd::zstd_safe::{DCtx, InBuffer, OutBuffer, ResetDirective, get_error_name};
@@ -40,8 +40,8 @@ impl SpanDecoder {
         }
     }
 
-    /// Decodes all of `span` into `out`, which must be as long, from `source`, its source bytes, which must be whole
-    /// frames. The first span must be the one the decoder was started at; then the spans after it may follow one by
+    /// Decodes all of `span` into `out`, which must be as long, from `source`, its source bytes, which must be frames;
+    /// the last may end after any of its blocks. The first span must be the one the decoder was started at; then the spans after it may follow one by
     /// one. No more is decoded than `out` and what [`Start::ZstdFrame`] says to skip.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl SpanDecoder {
         if out.len() as u64 != u64::from(span.device_len) || source.len() as u64 != u64::from(span.source_len) {
             return Err(refuse("the buffers aren't as long as it says"));
         }
-        walker::must_be_whole(source, span.source_offset)?;
+        walker::must_be_blocks(source, span.source_offset)?;
         if span.start == (Start::ZstdFrame { skip: 0 }) {
             // What is left of the frame before has no bytes, and other frames may lie between.
             self.restart();

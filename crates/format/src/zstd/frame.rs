@@ -84,8 +84,23 @@ fn number(bytes: &[u8]) -> u64 {
 pub struct BlockHeader {
     /// Whether it is the frame's last.
     pub last: bool,
+    /// How it holds its bytes.
+    pub kind: BlockKind,
+    /// Its `Block_Size`: decoded bytes, of a compressed block those that follow the header.
+    pub size: u32,
     /// Bytes that follow the header.
     pub len: u32,
+}
+
+/// How a block holds its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    /// As they are.
+    Raw,
+    /// One byte, repeated.
+    Rle,
+    /// Literals and sequences.
+    Compressed,
 }
 
 impl BlockHeader {
@@ -93,13 +108,14 @@ impl BlockHeader {
     pub fn parse(&[a, b, c]: &[u8; 3]) -> Result<Self, &'static str> {
         let bits = u32::from_le_bytes([a, b, c, 0]);
         let size = bits >> 3;
-        let len = match bits >> 1 & 3 {
+        let (kind, len) = match bits >> 1 & 3 {
+            0 => (BlockKind::Raw, size),
             // A run of one byte, which says how often it is repeated.
-            1 => 1,
-            3 => return Err("a block is of the reserved type"),
-            _ => size,
+            1 => (BlockKind::Rle, 1),
+            2 => (BlockKind::Compressed, size),
+            _ => return Err("a block is of the reserved type"),
         };
-        Ok(Self { last: bits & 1 != 0, len })
+        Ok(Self { last: bits & 1 != 0, kind, size, len })
     }
 }
 
@@ -154,9 +170,11 @@ mod tests {
     #[test]
     fn blocks() {
         let parse = |bits: u32| BlockHeader::parse(bits.to_le_bytes().first_chunk().unwrap());
-        assert_eq!(parse(1000 << 3), Ok(BlockHeader { last: false, len: 1000 }));
-        assert_eq!(parse(1000 << 3 | 2 | 1), Ok(BlockHeader { last: true, len: 1 }));
-        assert_eq!(parse(131_072 << 3 | 4), Ok(BlockHeader { last: false, len: 131_072 }));
+        let raw = BlockHeader { last: false, kind: BlockKind::Raw, size: 1000, len: 1000 };
+        assert_eq!(parse(1000 << 3), Ok(raw));
+        assert_eq!(parse(1000 << 3 | 2 | 1), Ok(BlockHeader { last: true, kind: BlockKind::Rle, size: 1000, len: 1 }));
+        let (kind, size, len) = (BlockKind::Compressed, 131_072, 131_072);
+        assert_eq!(parse(131_072 << 3 | 4), Ok(BlockHeader { last: false, kind, size, len }));
         assert!(parse(6).is_err());
     }
 }

@@ -1,29 +1,58 @@
-//! zstd layers of many frames: where each frame lies, the spans they make up, and decoding those.
+//! zstd layers: where frames and blocks lie, the spans they make up, checkpoints inside frames, and decoding spans.
 //!
 //! A zstd stream (RFC 8878, section 3) is frames one after another, each of which decodes alone. zstd:chunked, seekable
-//! zstd and pzstd write many, so that their layers need no checkpoints: [`Indexer`] notes where frames begin and end,
-//! cuts the layer into spans between blocks of the device, and [`SpanDecoder`] decodes the frames that a span touches.
-//! Frames are told apart here, by their headers and those of their blocks; what is in them is libzstd's business.
+//! zstd and pzstd write many small ones, so that their layers need no checkpoints: [`Indexer`] notes where frames begin
+//! and end, cuts the layer into spans between blocks of the device, and [`SpanDecoder`] decodes the frames that a span
+//! touches.
+//!
+//! docker, BuildKit, podman and skopeo write a layer as one frame. Spans of such start between blocks of the frame, at
+//! [`Checkpoint`]s. A checkpoint is a dictionary (section 5): Huffman and FSE tables, the three offsets that may be
+//! repeated, and as its content the window, of which only those bytes are kept that the span refers to. To know which,
+//! the sequences of all blocks are gone through; literals are not. [`resume`] gives libzstd a frame of the span's blocks
+//! and that dictionary. What is in frames is libzstd's business always, at conversion as on a node.
 //!
 //! # Limits
 //!
-//! A frame is decoded whole or not at all, so it must be small enough to be fetched for one byte of it, and to be kept
-//! in memory: [`MAX_FRAME`]. Larger ones, as of layers that are a single frame, need checkpoints.
+//! A frame of up to [`MAX_WHOLE_FRAME`] is decoded whole or not at all. Larger ones have spans of at most [`MAX_SPAN`]
+//! device bytes and 64 MiB of source bytes, and windows of at most [`MAX_WINDOW`].
 
+mod blocks;
+mod checkpoint;
 mod cut;
 mod decoder;
 mod frame;
+mod fse;
 mod indexer;
+mod literals;
+mod parser;
+mod pieces;
+mod planned;
+mod planner;
+mod replay;
+mod resume;
+mod sequences;
+mod sink;
+mod view;
 mod walker;
+mod window;
+mod xxh64;
 
+pub use checkpoint::Checkpoint;
 pub use decoder::SpanDecoder;
 pub use indexer::Indexer;
+pub use resume::resume;
+pub use sequences::Match;
+pub use sink::Sink;
+pub use view::{BlockView, blocks};
 
 use crate::gzip::MAX_SPAN_SOURCE;
 
-/// Most decoded bytes of a frame that is indexed. `pzstd -19` writes frames of 32 MiB, at level 3 of 8 MiB; the other
-/// writers of many frames stay below 4 MiB. A span may be as long as a frame.
-pub const MAX_FRAME: u32 = 32 << 20;
+/// Most decoded bytes of a frame that is never entered anywhere but at its start. `pzstd -3` writes frames of 8 MiB.
+pub const MAX_WHOLE_FRAME: u32 = 8 << 20;
+
+/// Most device bytes of a span of a zstd layer. No more than a window ever depends on one place of the stream, so spans
+/// that are as long as the largest window are long enough for checkpoints to be worth their bytes.
+pub const MAX_SPAN: u32 = 128 << 20;
 
 /// Largest window that is decoded, bytes: what libzstd takes unless it is told otherwise, and `zstd --ultra -22` writes
 /// (RFC 8878, section 3.1.1.1.2, asks for no more than 8 MiB).
@@ -69,14 +98,9 @@ pub enum ZstdError {
         /// Bytes of its window.
         window: u64,
     },
-    /// A frame decodes to more bytes than a span may have, so that spans would have to start inside it.
-    #[error("zstd frame {frame}, byte {offset}: it has more than {MAX_FRAME} bytes")]
-    FrameTooLarge {
-        /// Number of the frame.
-        frame: u64,
-        /// Byte of the blob at which the frame starts.
-        offset: u64,
-    },
+    /// A checkpoint isn't well formed.
+    #[error("bad zstd checkpoint: {0}")]
+    Checkpoint(&'static str),
     /// A frame is broken.
     #[error("zstd frame {frame}, byte {offset}: {what}")]
     Frame {
@@ -103,7 +127,8 @@ pub enum ZstdError {
         /// Byte of the blob.
         offset: u64,
     },
-    /// Frames are so far apart, or so badly compressed, that a span needs more than [`MAX_SPAN_SOURCE`] bytes.
+    /// Frames are so far apart, or so badly compressed, that a span needs more than [`MAX_SPAN_SOURCE`] bytes; or none
+    /// of so many bytes is a place to start another.
     #[error("the span at blob byte {offset} would need more than {MAX_SPAN_SOURCE} source bytes")]
     SpanTooLong {
         /// Byte of the blob at which the span starts.

@@ -56,6 +56,11 @@ impl Walker {
         Self { place: Place::Frame, header: [0; MAX_HEADER], have: 0, offset, start: offset, frame: 0, checksum: false }
     }
 
+    /// A walker before a block, at byte `offset` of the blob, of a frame that ends with a checksum or doesn't.
+    pub fn at_block(offset: u64, checksum: bool) -> Self {
+        Self { place: BLOCK, checksum, ..Self::new(offset) }
+    }
+
     /// Number of the frame at hand; of the next one after [`Step::End`].
     pub fn frame(&self) -> u64 {
         self.frame
@@ -84,6 +89,25 @@ impl Walker {
     /// Whether the stream may end here.
     pub fn may_end(&self) -> bool {
         matches!(self.place, Place::Frame) && self.have == 0 && self.frame > 0
+    }
+
+    /// Whether all that was walked over can be decoded, because no frame's header or block is cut off; else what is
+    /// wrong. A checksum may be.
+    pub fn must_be_between_blocks(&self) -> Result<(), ZstdError> {
+        match self.place {
+            Place::Frame if self.have == 0 && self.offset > self.start => Ok(()),
+            Place::Block { have: 0, .. } | Place::Body { left: 0, .. } | Place::Checksum { .. } => Ok(()),
+            _ => Err(ZstdError::Truncated { frame: self.frame, offset: self.offset }),
+        }
+    }
+
+    /// Bytes of the checksum at the end of what was walked over; `None` if the last block of a frame hasn't been.
+    pub fn checksum_walked(&self) -> Option<usize> {
+        match self.place {
+            Place::Frame => Some(if self.checksum { 4 } else { 0 }),
+            Place::Checksum { left } => Some(4 - left as usize),
+            _ => None,
+        }
     }
 
     /// Goes over at least one of `bytes`, of which there must be one, and as far as the same step reaches. Gives the
@@ -188,16 +212,13 @@ impl Walker {
     }
 }
 
-/// Whether `source`, from byte `offset` of the blob on, is whole frames; else what is wrong.
-pub fn must_be_whole(source: &[u8], offset: u64) -> Result<(), ZstdError> {
+/// Whether `source`, from byte `offset` of the blob on, is frames, of which the last may lack blocks; else what is wrong.
+pub fn must_be_blocks(source: &[u8], offset: u64) -> Result<(), ZstdError> {
     let mut walker = Walker::new(offset);
     let mut rest = source;
     while !rest.is_empty() {
         let (walked, _) = walker.step(rest)?;
         rest = &rest[walked..];
     }
-    if walker.may_end() {
-        return Ok(());
-    }
-    Err(ZstdError::Truncated { frame: walker.frame(), offset: walker.offset() })
+    walker.must_be_between_blocks()
 }

@@ -3,8 +3,8 @@
 
 use clipper_format::{
     gzip::{
-        CHECKPOINTS_PER_GROUP, Checkpoint, GzipError, IndexOptions, IndexedSpan, Indexer, SpanDecoder, decode_group,
-        encode_group,
+        CHECKPOINTS_PER_GROUP, Checkpoint, GzipError, IndexOptions, IndexedSpan, Indexer, SpanCheckpoint, SpanDecoder,
+        decode_group, encode_group,
     },
     span::{Span, SpanTable, Start},
 };
@@ -103,9 +103,14 @@ pub fn table(indexed: &[IndexedSpan]) -> Vec<Span> {
     indexed.iter().map(IndexedSpan::to_span).collect()
 }
 
+/// The checkpoint that was made for a span.
+pub fn gzip(span: &IndexedSpan) -> Option<&Checkpoint> {
+    span.checkpoint.as_ref().and_then(SpanCheckpoint::as_gzip)
+}
+
 /// The checkpoints of all spans, after a trip through their groups.
 pub fn checkpoints(indexed: &[IndexedSpan]) -> Vec<Checkpoint> {
-    let checkpoints: Vec<Checkpoint> = indexed.iter().filter_map(|span| span.checkpoint.clone()).collect();
+    let checkpoints: Vec<Checkpoint> = indexed.iter().filter_map(gzip).cloned().collect();
     for checkpoint in &checkpoints {
         assert_eq!(Checkpoint::decode(&checkpoint.encode()).as_ref(), Ok(checkpoint));
     }

@@ -2,12 +2,16 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use clipper_format::{
-    gzip::{IndexOptions, IndexedSpan},
-    span::{Span, SpanTable},
-    zstd::{Indexer, MAX_FRAME, SpanDecoder, ZstdError},
+    gzip::{IndexOptions, IndexedSpan, SpanCheckpoint},
+    span::{Span, SpanTable, Start},
+    zstd::{Checkpoint, Indexer, MAX_SPAN, SpanDecoder, ZstdError, resume},
 };
+use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::io::Write;
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
 
 /// Bytes like those of a layer: text, zeros, noise, and repeats of what came before.
 pub fn layer_like(seed: u64, length: usize) -> Vec<u8> {
@@ -127,19 +131,38 @@ pub fn decode(span: &Span, source: &[u8]) -> Result<Vec<u8>, ZstdError> {
     Ok(out)
 }
 
-/// Checks that `layer` is indexed into spans of `data` that decode alone and in runs of any beginning, without
-/// checkpoints.
+/// The checkpoint that was made for a span.
+pub fn checkpoint(span: &IndexedSpan) -> Option<Checkpoint> {
+    let encoded = span.checkpoint.as_ref().and_then(SpanCheckpoint::as_zstd)?;
+    let checkpoint = Checkpoint::decode(encoded).unwrap();
+    assert_eq!(checkpoint.encode(), encoded);
+    Some(checkpoint)
+}
+
+/// Checks that `layer` is indexed into spans of `data` that decode alone, and in runs of any beginning if they need no
+/// checkpoint.
 pub fn check(layer: &[u8], data: &[u8], span_size: u32) -> Vec<IndexedSpan> {
     let indexed = index(layer, span_size, usize::MAX).unwrap();
     let all: Vec<u8> = indexed.iter().flat_map(|span| span.bytes.iter().copied()).collect();
     assert!(all == data, "the spans' bytes aren't the layer's");
-    assert!(indexed.iter().all(|span| span.checkpoint.is_none()));
     let spans = table(&indexed);
     SpanTable::new(spans.clone(), layer.len() as u64).unwrap();
-    assert!(spans.iter().all(|span| span.device_len <= span_size.max(MAX_FRAME)));
+    assert!(spans.iter().all(|span| span.device_len <= span_size.max(MAX_SPAN)));
+    let mut checkpoints = 0;
     for (i, first) in spans.iter().enumerate() {
+        let checkpoint = checkpoint(&indexed[i]);
+        assert_eq!(checkpoint.is_some(), first.start.checkpoint().is_some());
+        if let (Start::ZstdBlock { checkpoint: number, .. }, Some(checkpoint)) = (first.start, checkpoint) {
+            assert_eq!(number, checkpoints);
+            checkpoints += 1;
+            let out = resume(first, &checkpoint, source(first, layer)).unwrap();
+            let range = first.device_range();
+            assert!(out == data[range.start as usize..range.end as usize], "span at {}", range.start);
+            continue;
+        }
         let mut decoder = SpanDecoder::start(first).unwrap();
-        for span in &spans[i..(i + 3).min(spans.len())] {
+        let run = spans[i..].iter().take(3).take_while(|span| span.start.checkpoint().is_none());
+        for span in run {
             let mut out = vec![0xaa; span.device_len as usize];
             decoder.decode(span, source(span, layer), &mut out).unwrap();
             let range = span.device_range();
@@ -147,4 +170,29 @@ pub fn check(layer: &[u8], data: &[u8], span_size: u32) -> Vec<IndexedSpan> {
         }
     }
     indexed
+}
+
+/// What a program makes of `data`.
+pub fn piped(program: &str, args: &[&str], data: &[u8]) -> Vec<u8> {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}; run scripts/setup"));
+    let mut stdin = child.stdin.take().unwrap();
+    let out = std::thread::scope(|scope| {
+        scope.spawn(move || stdin.write_all(data).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    assert!(out.status.success(), "{program} {args:?}");
+    out.stdout
+}
+
+/// Frames made in any way.
+pub fn hows() -> impl Strategy<Value = How> {
+    let window = prop_oneof![Just(None), (10..24u32).prop_map(Some)];
+    let flush = prop_oneof![Just(usize::MAX), 1000..50_000usize];
+    (1..12i32, any::<bool>(), any::<bool>(), window, flush)
+        .prop_map(|(level, checksum, content_size, window, flush)| How { level, checksum, content_size, window, flush })
 }
