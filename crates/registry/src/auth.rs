@@ -1,7 +1,7 @@
 //! Authentication to one server: passwords, and tokens that are fetched once per scope and renewed before they expire.
 use crate::{
     challenge::Challenge,
-    credentials::{Credential, Keychain},
+    credentials::{Credential, CredentialSource, Subject},
     error::{ErrorKind, printable, server_message},
     hosts::authority,
     net::Net,
@@ -39,6 +39,9 @@ const TOKEN_ANSWER_MAX: u64 = 1 << 20;
 /// A token's life where its server doesn't tell (distribution, docs/spec/auth/token.md).
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 
+/// How long a password is used before its source is asked again: it may have been taken back or changed.
+const PASSWORD_LIFE: Duration = Duration::from_secs(300);
+
 /// The authentication state of one server.
 pub(crate) struct Auth {
     /// The registry as it is named in docker's config.
@@ -46,10 +49,10 @@ pub(crate) struct Auth {
     /// Whether the server is spoken to in TLS.
     secure: bool,
     tls: TlsSettings,
-    keychain: Keychain,
+    source: Arc<dyn CredentialSource>,
     /// How the server last asked to be authenticated to, so that later requests are sent right at once.
     challenge: Mutex<Option<Challenge>>,
-    slots: Mutex<HashMap<Scope, Arc<tokio::sync::Mutex<Option<Token>>>>>,
+    slots: Mutex<HashMap<Scope, Arc<tokio::sync::Mutex<Slot>>>>,
     /// Why a configured credential couldn't be used.
     problem: Mutex<Option<String>>,
 }
@@ -60,27 +63,37 @@ impl fmt::Debug for Auth {
     }
 }
 
+/// What a scope is asked with.
+#[derive(Default)]
+struct Slot {
+    token: Option<Token>,
+    /// When it couldn't be had the last time, and why.
+    failure: Option<(Instant, ErrorKind)>,
+}
+
 #[derive(Clone)]
 struct Token {
     header: HeaderValue,
-    /// `None` for a password, which doesn't expire.
-    expires: Option<Instant>,
+    expires: Instant,
+    made: Instant,
+    /// What it was got with.
+    by: Option<Credential>,
 }
 
 impl Token {
     fn is_fresh(&self) -> bool {
-        self.expires.is_none_or(|at| Instant::now() < at)
+        Instant::now() < self.expires
     }
 }
 
 impl Auth {
     /// `tls` is used with the token server as well, which often is the registry itself.
-    pub fn new(host: String, secure: bool, tls: TlsSettings, keychain: Keychain) -> Self {
+    pub fn new(host: String, secure: bool, tls: TlsSettings, source: Arc<dyn CredentialSource>) -> Self {
         Self {
             host,
             secure,
             tls,
-            keychain,
+            source,
             challenge: Mutex::default(),
             slots: Mutex::default(),
             problem: Mutex::default(),
@@ -96,20 +109,39 @@ impl Auth {
         }
     }
 
-    /// The header to send after the server has refused a request that was sent with `used`. `None` if there's nothing
-    /// else to try.
+    /// The header to send after the server has refused a request, begun at `since`, that was sent with `used`. `None` if
+    /// there's nothing else to try.
     pub async fn renew(
         &self,
         net: &Net,
         scope: &Scope,
         refusal: &HeaderMap,
         used: Option<&HeaderValue>,
+        since: Instant,
     ) -> Result<Option<HeaderValue>, ErrorKind> {
         let values = refusal.get_all(reqwest::header::WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
         let Some(challenge) = Challenge::choose(values) else { return Ok(None) };
         *lock(&self.challenge) = Some(challenge.clone());
-        let header = self.token(net, scope, &challenge, used).await?;
+        let header = self.token(net, scope, &challenge, Some((used, since))).await?;
         Ok(header.filter(|h| Some(h) != used))
+    }
+
+    /// The header to send after the server took the token, but doesn't let its owner do what was asked. `None` if there
+    /// are no other credentials.
+    pub async fn another(
+        &self,
+        net: &Net,
+        scope: &Scope,
+        used: &HeaderValue,
+    ) -> Result<Option<HeaderValue>, ErrorKind> {
+        let Some(challenge) = lock(&self.challenge).clone() else { return Ok(None) };
+        let slot = self.slot(scope);
+        let mut slot = slot.lock().await;
+        let Some(by) = slot.token.as_ref().filter(|t| t.header == *used).and_then(|t| t.by.clone()) else {
+            return Ok(None);
+        };
+        let Some(token) = self.fetch(net, scope, &challenge, Some(&by)).await? else { return Ok(None) };
+        Ok(Some(slot.token.insert(token).header.clone()))
     }
 
     /// What may help a user whose request was refused.
@@ -121,48 +153,100 @@ impl Auth {
         }
     }
 
-    /// Gets the token of `scope` from the cache or from its server; callers of one scope wait for one request.
+    fn slot(&self, scope: &Scope) -> Arc<tokio::sync::Mutex<Slot>> {
+        let mut slots = lock(&self.slots);
+        // Tokens of repositories that are no longer asked for are dropped by their age.
+        if slots.len() >= 256 {
+            let fresh = |slot: &Slot| slot.token.as_ref().is_some_and(Token::is_fresh);
+            slots.retain(|_, slot| slot.try_lock().map_or(true, |slot| fresh(&slot)));
+        }
+        slots.entry(scope.clone()).or_default().clone()
+    }
+
+    /// Gets the token of `scope` from the cache or from its server; callers of one scope wait for one request. `refused`
+    /// is what a request that began then was refused with.
     async fn token(
         &self,
         net: &Net,
         scope: &Scope,
         challenge: &Challenge,
-        refused: Option<&HeaderValue>,
+        refused: Option<(Option<&HeaderValue>, Instant)>,
     ) -> Result<Option<HeaderValue>, ErrorKind> {
-        let slot = {
-            let mut slots = lock(&self.slots);
-            // Tokens of repositories that are no longer asked for are dropped by their age.
-            if slots.len() >= 256 {
-                slots.retain(|_, slot| slot.try_lock().map_or(true, |s| s.as_ref().is_some_and(Token::is_fresh)));
-            }
-            slots.entry(scope.clone()).or_default().clone()
-        };
+        let (used, since) = refused.map_or((None, None), |(used, since)| (used, Some(since)));
+        let (slot, asked) = (self.slot(scope), Instant::now());
         let mut slot = slot.lock().await;
-        if let Some(token) = slot.as_ref().filter(|t| t.is_fresh() && Some(&t.header) != refused) {
+        if let Some(token) = slot.token.as_ref().filter(|t| t.is_fresh() && Some(&t.header) != used) {
             return Ok(Some(token.header.clone()));
         }
-        *slot = self.fetch(net, scope, challenge).await?;
-        Ok(slot.as_ref().map(|t| t.header.clone()))
+        // A token server that is silent shouldn't be waited for by one reader after the other.
+        if let Some((_, kind)) = slot.failure.as_ref().filter(|(at, _)| *at >= asked) {
+            return Err(kind.clone());
+        }
+        // A token that was made for this very request and refused nevertheless: it's its owner who is.
+        let made_for_this = |token: &&Token| Some(&token.header) == used && since.is_some_and(|s| token.made >= s);
+        let unfit = slot.token.as_ref().filter(made_for_this).map(|token| token.by.clone());
+        let fetched = match unfit {
+            // Nobody is refused, and there's nobody else.
+            Some(None) => Ok(None),
+            Some(Some(by)) => self.fetch(net, scope, challenge, Some(&by)).await,
+            None => self.fetch(net, scope, challenge, None).await,
+        };
+        *slot = match &fetched {
+            Ok(token) => Slot { token: token.clone(), failure: None },
+            Err(kind) => Slot { token: None, failure: Some((Instant::now(), kind.clone())) },
+        };
+        Ok(fetched?.map(|token| token.header))
     }
 
-    async fn fetch(&self, net: &Net, scope: &Scope, challenge: &Challenge) -> Result<Option<Token>, ErrorKind> {
-        let found = self.keychain.lookup(&self.host).await;
-        let credential = found.unwrap_or_else(|problem| {
+    /// A token got with the first of the credentials that does, of those after `unfit`.
+    async fn fetch(
+        &self,
+        net: &Net,
+        scope: &Scope,
+        challenge: &Challenge,
+        unfit: Option<&Credential>,
+    ) -> Result<Option<Token>, ErrorKind> {
+        let found = self.source.find(&Subject::new(&self.host, &scope.repository)).await;
+        if let Some(problem) = &found.problem {
             // Public images need no credentials, so a broken helper alone is no reason to fail.
-            tracing::warn!(host = self.host, %problem, "the configured credentials can't be used");
-            *lock(&self.problem) = Some(problem);
-            None
-        });
-        match challenge {
-            Challenge::Basic => match credential {
-                Some(Credential::Password { user, password }) => {
-                    Ok(Some(Token { header: basic(&user, &password)?, expires: None }))
-                }
-                Some(Credential::Identity(_)) | None => Ok(None),
-            },
-            Challenge::Bearer { realm, service, scope: asked } => {
+            tracing::warn!(host = self.host, %problem, "configured credentials can't be used");
+        }
+        *lock(&self.problem) = found.problem;
+        let mut credentials: Vec<_> = found.credentials.into_iter().map(Some).collect();
+        if let Some(unfit) = unfit {
+            let after = credentials.iter().position(|c| c.as_ref() == Some(unfit)).map_or(0, |at| at + 1);
+            credentials.drain(..after);
+        } else if credentials.is_empty() {
+            credentials.push(None);
+        }
+        let mut denied = None;
+        for credential in credentials {
+            match self.fetch_by(net, scope, challenge, credential).await {
+                Ok(None) => {}
+                Err(kind @ ErrorKind::Denied { .. }) => denied = denied.or(Some(kind)),
+                other => return other,
+            }
+        }
+        denied.map_or(Ok(None), Err)
+    }
+
+    async fn fetch_by(
+        &self,
+        net: &Net,
+        scope: &Scope,
+        challenge: &Challenge,
+        by: Option<Credential>,
+    ) -> Result<Option<Token>, ErrorKind> {
+        let made = Instant::now();
+        let lasting = |header| Ok(Some(Token { header, expires: made + PASSWORD_LIFE, made, by: by.clone() }));
+        match (challenge, &by) {
+            (_, Some(Credential::Token(token))) => lasting(bearer(token)?),
+            (Challenge::Basic, Some(Credential::Password { user, password })) => lasting(basic(user, password)?),
+            (Challenge::Basic, Some(Credential::Identity(_)) | None) => Ok(None),
+            (Challenge::Bearer { realm, service, scope: asked }, _) => {
                 let scopes = scopes(scope, asked.as_deref());
-                self.fetch_bearer(net, realm, service.as_deref(), &scopes, credential).await.map(Some)
+                let (header, expires) = self.fetch_bearer(net, realm, service.as_deref(), &scopes, by.as_ref()).await?;
+                Ok(Some(Token { header, expires, made, by }))
             }
         }
     }
@@ -173,8 +257,8 @@ impl Auth {
         realm: &str,
         service: Option<&str>,
         scopes: &[String],
-        credential: Option<Credential>,
-    ) -> Result<Token, ErrorKind> {
+        credential: Option<&Credential>,
+    ) -> Result<(HeaderValue, Instant), ErrorKind> {
         let wrong = |problem: String| ErrorKind::Protocol { host: self.host.clone(), problem };
         let mut url = Url::parse(realm).map_err(|_| wrong(format!("{:?} is no token server", printable(realm))))?;
         let host = authority(&url);
@@ -192,12 +276,12 @@ impl Auth {
                     .append_pair("client_id", "clipper")
                     .append_pair("service", service.unwrap_or_default())
                     .append_pair("scope", &scopes.join(" "))
-                    .append_pair("refresh_token", &token);
+                    .append_pair("refresh_token", token);
                 (Method::POST, form.query().unwrap_or_default().to_owned())
             }
             other => {
                 if let Some(Credential::Password { user, password }) = other {
-                    headers.insert(AUTHORIZATION, basic(&user, &password)?);
+                    headers.insert(AUTHORIZATION, basic(user, password)?);
                 }
                 let mut query = url.query_pairs_mut();
                 if let Some(service) = service {
@@ -232,15 +316,13 @@ impl Auth {
         let answer: Answer = serde_json::from_slice(&bytes)
             .map_err(|_| ErrorKind::Protocol { host: host.clone(), problem: "its token isn't JSON".into() })?;
         let token = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).unwrap_or_default();
-        let header = HeaderValue::from_str(&format!("Bearer {token}")).ok().filter(|_| !token.is_empty());
-        let mut header =
-            header.ok_or(ErrorKind::Protocol { host, problem: "its answer holds no usable token".into() })?;
-        header.set_sensitive(true);
+        let header = bearer(&token).ok().filter(|_| !token.is_empty());
+        let header = header.ok_or(ErrorKind::Protocol { host, problem: "its answer holds no usable token".into() })?;
         let life = answer.expires_in.and_then(|s| Duration::try_from_secs_f64(s.min(86_400.0)).ok());
         let life = life.filter(|l| !l.is_zero()).unwrap_or(DEFAULT_LIFE);
         // Renewed a little early, so that a token doesn't expire on its way.
         let margin = (life / 10).min(Duration::from_secs(10));
-        Ok(Token { header, expires: Some(asked + (life - margin)) })
+        Ok((header, asked + (life - margin)))
     }
 }
 
@@ -264,8 +346,15 @@ fn scopes(scope: &Scope, asked: Option<&str>) -> Vec<String> {
 }
 
 fn basic(user: &str, password: &str) -> Result<HeaderValue, ErrorKind> {
-    let text = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
-    let mut header = HeaderValue::from_str(&text)
+    secret(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+}
+
+fn bearer(token: &str) -> Result<HeaderValue, ErrorKind> {
+    secret(&format!("Bearer {token}"))
+}
+
+fn secret(text: &str) -> Result<HeaderValue, ErrorKind> {
+    let mut header = HeaderValue::from_str(text)
         .map_err(|_| ErrorKind::Request("the credentials hold characters that HTTP doesn't allow".into()))?;
     header.set_sensitive(true);
     Ok(header)

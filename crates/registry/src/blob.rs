@@ -14,8 +14,24 @@ use std::{ops::Range, pin::Pin, sync::Arc};
 /// Bytes as they arrive.
 pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes, RegistryError>> + Send>>;
 
+/// Bytes of a blob, and who sent them.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// The server that they came from in the end, `host` or `host:port`: a mirror, or where the registry redirects to;
+    /// the directory of a layout.
+    pub host: Arc<str>,
+}
+
+/// As [`BlobStream`], with who sent each part of it.
+pub type PieceStream = Pin<Box<dyn Stream<Item = Result<Piece, RegistryError>> + Send>>;
+
 /// Bytes reserved at once for a blob that is read whole, whatever size is claimed.
 const RESERVE_MAX: u64 = 8 << 20;
+
+/// Servers that are asked for a blob whose bytes turn out wrong each time.
+const SERVERS_MAX: usize = 8;
 
 /// A blob of a repository. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -63,6 +79,14 @@ impl Blob {
     /// At once if no server gives the range, in the stream if none gives the rest of it; a range that isn't within the
     /// blob is refused.
     pub async fn read(&self, range: Range<u64>) -> Result<BlobStream, RegistryError> {
+        Ok(self.read_pieces(range).await?.map_ok(|piece| piece.bytes).boxed())
+    }
+
+    /// As [`read`](Self::read), telling who sent what.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub async fn read_pieces(&self, range: Range<u64>) -> Result<PieceStream, RegistryError> {
         if range.start > range.end || range.end > self.size {
             let problem = format!("bytes {}..{} are not within its {} bytes", range.start, range.end, self.size);
             return Err(ErrorKind::Request(problem).during(format!("reading blob {}", self.describe())));
@@ -73,9 +97,12 @@ impl Blob {
         match &self.place {
             Place::Remote(remote) => {
                 let read = RangedRead::start(remote.clone(), self.digest, self.size, range).await?;
-                Ok(read.into_stream().boxed())
+                Ok(read.into_pieces().boxed())
             }
-            Place::Layout(layout) => layout.read(self.digest, self.size, range).await,
+            Place::Layout(layout) => {
+                let (bytes, host) = (layout.read(self.digest, self.size, range).await?, Arc::from(layout.name()));
+                Ok(bytes.map_ok(move |bytes| Piece { bytes, host: Arc::clone(&host) }).boxed())
+            }
         }
     }
 
@@ -119,24 +146,33 @@ impl Blob {
         if self.size > max {
             return Err(ErrorKind::TooLarge { limit: max }.during(format!("reading blob {}", self.describe())));
         }
-        match self.collect().await {
-            Err(error) if matches!(error.kind(), ErrorKind::Digest { .. }) && self.distrust_mirrors() => {
-                tracing::warn!(%error, "asking the registry itself");
-                self.collect().await
+        for _ in 1..SERVERS_MAX {
+            match self.collect().await {
+                Err(error) if self.is_wrong(&error) => tracing::warn!(%error, "asking another server"),
+                result => return result,
             }
-            result => result,
         }
+        self.collect().await
+    }
+
+    /// Whether other bytes came than the digest promises, and another server may have the right ones.
+    pub fn is_wrong(&self, error: &RegistryError) -> bool {
+        matches!(error.kind(), ErrorKind::Digest { .. }) && self.distrust(0..self.size)
     }
 
     /// [`read_all`](Self::read_all) of a blob whose size nobody has told: one request says it and brings the bytes.
     pub(crate) async fn read_unsized(remote: &Arc<Remote>, digest: Digest, max: u64) -> Result<Bytes, RegistryError> {
-        match Self::collect_unsized(remote, digest, max).await {
-            Err(error) if matches!(error.kind(), ErrorKind::Digest { .. }) && remote.distrust_mirrors() => {
-                tracing::warn!(%error, "asking the registry itself");
-                Self::collect_unsized(remote, digest, max).await
+        for _ in 1..SERVERS_MAX {
+            match Self::collect_unsized(remote, digest, max).await {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Digest { .. }) && remote.distrust(digest, &(0..u64::MAX)) =>
+                {
+                    tracing::warn!(%error, "asking another server");
+                }
+                result => return result,
             }
-            result => result,
         }
+        Self::collect_unsized(remote, digest, max).await
     }
 
     async fn collect_unsized(remote: &Arc<Remote>, digest: Digest, max: u64) -> Result<Bytes, RegistryError> {
@@ -160,11 +196,11 @@ impl Blob {
         Ok(bytes.freeze())
     }
 
-    /// Has the registry itself asked before its mirrors for a while, because bytes that were read turned out wrong.
-    /// False if there are no mirrors, so that reading again would be no use.
-    pub fn distrust_mirrors(&self) -> bool {
+    /// Has those servers asked last for this blob, for a while, that sent some of the bytes of `range`, because they turned
+    /// out wrong. True if another one may have the right ones, so that reading again is worth it.
+    pub fn distrust(&self, range: Range<u64>) -> bool {
         match &self.place {
-            Place::Remote(remote) => remote.distrust_mirrors(),
+            Place::Remote(remote) => remote.distrust(self.digest, &range),
             Place::Layout(_) => false,
         }
     }

@@ -1,7 +1,6 @@
-//! The client: options, and the servers of each registry host.
+//! The client: its options, and what all who use it share.
 use crate::{
-    credentials::Keychain,
-    endpoint::Endpoint,
+    credentials::{CredentialSource, DockerConfig},
     error::{ErrorKind, RegistryError},
     hosts,
     layout::Layout,
@@ -9,14 +8,15 @@ use crate::{
     reference::Reference,
     remote::Remote,
     repository::Repository,
-    stats::Stats,
+    servers::Servers,
+    stats::{HostStats, Stats},
     transport::Transports,
 };
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 /// How a client speaks to registries.
@@ -26,7 +26,7 @@ pub struct ClientOptions {
     pub plain_http: bool,
     /// containerd's directory of hosts.toml files; `None` to read none.
     pub hosts_dir: Option<PathBuf>,
-    /// Docker's config.json; `None` for the user's own.
+    /// Docker's config.json; `None` for the user's own. Of no effect where credentials come from elsewhere.
     pub docker_config: Option<PathBuf>,
     /// Longest wait for a TCP connection with its TLS handshake.
     pub connect_timeout: Duration,
@@ -61,34 +61,42 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     options: ClientOptions,
     net: Arc<Net>,
-    hosts: Mutex<HashMap<String, (Stamp, Servers)>>,
+    servers: Arc<Servers>,
     layouts: Mutex<HashMap<PathBuf, Arc<Layout>>>,
 }
 
-/// The servers of a host: mirrors, then the registry itself.
-type Servers = Arc<Vec<Arc<Endpoint>>>;
-
-/// Which hosts.toml was read, and as of when.
-type Stamp = Option<(PathBuf, Option<SystemTime>)>;
-
 impl Client {
-    /// A client; it opens no connection and reads no file yet.
+    /// A client with the credentials of docker's config.json; it opens no connection and reads no file yet.
     ///
     /// # Errors
     /// An option is out of its range.
     pub fn new(options: ClientOptions) -> Result<Self, RegistryError> {
+        let credentials = Arc::new(DockerConfig::new(options.docker_config.clone()));
+        Self::with_credentials(options, credentials)
+    }
+
+    /// As [`new`](Self::new), with credentials from elsewhere.
+    ///
+    /// # Errors
+    /// An option is out of its range.
+    pub fn with_credentials(
+        options: ClientOptions,
+        credentials: Arc<dyn CredentialSource>,
+    ) -> Result<Self, RegistryError> {
         if options.attempts == 0 || options.stall_timeout.is_zero() || options.connect_timeout.is_zero() {
             return Err(ErrorKind::Request("attempts and timeouts must be above zero".into())
                 .during("setting up the registry client"));
         }
         let net = Net {
             transports: Transports::new(options.connect_timeout),
-            keychain: Keychain::new(options.docker_config.clone()),
+            credentials,
             stall: options.stall_timeout,
             attempts: options.attempts,
             backoff: options.backoff,
         };
-        Ok(Self(Arc::new(Inner { options, net: Arc::new(net), hosts: Mutex::default(), layouts: Mutex::default() })))
+        let net = Arc::new(net);
+        let servers = Arc::new(Servers::new(options.hosts_dir.clone(), options.plain_http, net.clone()));
+        Ok(Self(Arc::new(Inner { options, net, servers, layouts: Mutex::default() })))
     }
 
     /// The repository that `reference` is in. Nothing is asked of the registry yet.
@@ -99,12 +107,11 @@ impl Client {
         match reference {
             Reference::Layout(layout) => Ok(Repository::layout(self.layout(&layout.dir))),
             Reference::Registry(r) => {
-                let endpoints = self
-                    .endpoints(&r.host)
-                    .map_err(|kind| kind.during(format!("reading the configuration of registry {}", r.host)))?;
+                let read = self.0.servers.of(&r.host);
+                read.map_err(|kind| kind.during(format!("reading the configuration of registry {}", r.host)))?;
                 Ok(Repository::remote(Remote {
                     net: self.0.net.clone(),
-                    endpoints,
+                    servers: self.0.servers.clone(),
                     host: r.host.clone(),
                     repository: r.repository.clone(),
                 }))
@@ -122,27 +129,14 @@ impl Client {
         self.0.net.transports.counters.snapshot()
     }
 
-    /// The servers of a host, kept so that all repositories share tokens and redirects. A changed hosts.toml is read
-    /// anew.
-    fn endpoints(&self, host: &str) -> Result<Servers, ErrorKind> {
-        let options = &self.0.options;
-        let dir = options.hosts_dir.as_deref().and_then(|dir| hosts::config_dir(dir, host));
-        let stamp: Stamp = dir.map(|dir| {
-            let modified = std::fs::metadata(dir.join("hosts.toml")).and_then(|m| m.modified()).ok();
-            (dir, modified)
-        });
-        let mut known = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, endpoints)) = known.get(host).filter(|(at, _)| *at == stamp) {
-            return Ok(endpoints.clone());
+    /// The same by server, with how each is doing: registries, mirrors, token servers, and the storage servers that
+    /// registries redirect to. Sorted by name.
+    pub fn host_stats(&self) -> Vec<HostStats> {
+        let mut hosts = self.0.net.transports.counters.hosts();
+        for host in &mut hosts {
+            host.sick = self.0.servers.is_sick(&host.host);
         }
-        let servers = match &stamp {
-            Some((dir, _)) => hosts::configured_servers(dir, host, options.plain_http)?,
-            None => vec![hosts::default_server(host, options.plain_http)?],
-        };
-        let endpoints: Vec<_> = servers.into_iter().map(|s| Arc::new(Endpoint::new(s, &self.0.net))).collect();
-        let endpoints = Arc::new(endpoints);
-        known.insert(host.to_owned(), (stamp, endpoints.clone()));
-        Ok(endpoints)
+        hosts
     }
 
     /// One object per directory, so that writers of one index.json take turns.

@@ -1,7 +1,9 @@
 //! One server of a registry host: sends requests with the right credentials and follows its redirects.
 use crate::{
     auth::{Auth, Scope},
+    doubts::Doubts,
     error::{ErrorKind, server_message},
+    health::{Health, Kind},
     hosts::{Capability, Server, authority},
     net::{Body, Net, retry_after},
 };
@@ -23,8 +25,8 @@ const HOPS_MAX: usize = 5;
 const REDIRECT_LIFE: Duration = Duration::from_secs(240);
 /// Redirects kept per server.
 const REDIRECTS_MAX: usize = 4096;
-/// How long a server that failed is asked only after the others.
-const SHUN: Duration = Duration::from_secs(30);
+/// Tokens and credentials that are tried for one request.
+const LOGINS_MAX: u32 = 8;
 /// Bytes of an error's body that are read.
 const ERROR_BODY_MAX: u64 = 64 << 10;
 
@@ -36,7 +38,8 @@ pub(crate) struct Endpoint {
     server: Server,
     auth: Auth,
     redirects: Mutex<HashMap<(String, Digest), (Url, Instant)>>,
-    shunned_until: Mutex<Option<Instant>>,
+    pub health: Health,
+    pub doubts: Doubts,
 }
 
 /// A request to an endpoint.
@@ -55,27 +58,26 @@ pub(crate) struct Request {
 pub(crate) struct Answer {
     pub response: Response,
     pub host: String,
+    kind: Kind,
+}
+
+impl Request {
+    fn kind(&self) -> Kind {
+        if self.blob.is_some() { Kind::Blob } else { Kind::Other }
+    }
 }
 
 impl Endpoint {
     pub fn new(server: Server, net: &Net) -> Self {
         let label = authority(&server.base);
-        let auth = Auth::new(label.clone(), server.base.scheme() == "https", server.tls.clone(), net.keychain.clone());
-        Self { label, server, auth, redirects: Mutex::default(), shunned_until: Mutex::default() }
+        let auth =
+            Auth::new(label.clone(), server.base.scheme() == "https", server.tls.clone(), net.credentials.clone());
+        let (redirects, health, doubts) = (Mutex::default(), Health::default(), Doubts::default());
+        Self { label, server, auth, redirects, health, doubts }
     }
 
     pub fn can(&self, capability: Capability) -> bool {
         self.server.capabilities.contains(&capability)
-    }
-
-    /// Whether the server has failed a moment ago.
-    pub fn is_shunned(&self) -> bool {
-        lock(&self.shunned_until).is_some_and(|until| Instant::now() < until)
-    }
-
-    /// Has other servers asked before this one for a while.
-    pub fn shun(&self) {
-        *lock(&self.shunned_until) = Some(Instant::now() + SHUN);
     }
 
     /// The URL of a path below the API's base.
@@ -134,28 +136,43 @@ impl Endpoint {
                 return answer;
             }
         }
+        if let Some(wait) = self.health.paused(request.kind(), Instant::now()) {
+            let (host, message) = (self.label.clone(), "it asked to be left alone".into());
+            return Err(ErrorKind::Limited { host, status: 429, message, retry_after: Some(wait) });
+        }
+        let since = Instant::now();
         let mut sent_with = self.auth.header(net, &request.scope).await?;
-        let mut renewed = false;
-        loop {
+        for attempt in 1.. {
             let answer = self.signed(net, request, request.url.clone(), sent_with.as_ref()).await?;
             let status = answer.response.status();
-            if status == StatusCode::UNAUTHORIZED && !renewed && !is_spent(&request.body) {
-                renewed = true;
+            let again = attempt < LOGINS_MAX && !is_spent(&request.body);
+            if status == StatusCode::UNAUTHORIZED && again {
                 let headers = answer.response.headers().clone();
                 // Read to its end, so that the connection can be used again.
                 let body = net.read_body(&self.label, answer.response, ERROR_BODY_MAX).await.unwrap_or_default();
-                if let Some(header) = self.auth.renew(net, &request.scope, &headers, sent_with.as_ref()).await? {
+                let renewed = self.auth.renew(net, &request.scope, &headers, sent_with.as_ref(), since).await?;
+                if let Some(header) = renewed {
                     sent_with = Some(header);
                     continue;
                 }
                 let (host, hint) = (self.label.clone(), self.auth.hint());
                 return Err(ErrorKind::Denied { host, status: 401, message: server_message(&body), hint });
             }
+            if status == StatusCode::FORBIDDEN
+                && again
+                && let Some(used) = &sent_with
+                && let Some(header) = self.auth.another(net, &request.scope, used).await?
+            {
+                let _ = net.read_body(&self.label, answer.response, ERROR_BODY_MAX).await;
+                sent_with = Some(header);
+                continue;
+            }
             if is_redirect(status) && (request.method == Method::GET || request.method == Method::HEAD) {
                 return self.follow(net, request, answer, sent_with.as_ref()).await;
             }
             return Ok(answer);
         }
+        Err(self.wrong("it refuses all credentials"))
     }
 
     /// Sends a request to another server that this one named, without credentials.
@@ -217,7 +234,7 @@ impl Endpoint {
         let host = authority(&url);
         let body = request.body.clone();
         let response = net.exchange(&self.server.tls, request.method.clone(), url, headers, body).await?;
-        Ok(Answer { response, host })
+        Ok(Answer { response, host, kind: request.kind() })
     }
 
     fn kept_redirect(&self, request: &Request) -> Option<Url> {
@@ -244,11 +261,20 @@ impl Endpoint {
         }
     }
 
+    /// It, or the storage server that it redirected to, sent wrong bytes of a blob.
+    pub fn sent_wrong_bytes(&self, blob: Digest) {
+        self.doubts.wrong(blob, Instant::now());
+        lock(&self.redirects).retain(|(_, of), _| *of != blob);
+    }
+
     /// Turns an answer that isn't the one hoped for into an error, with the server's own words.
     pub async fn refusal(&self, net: &Net, answer: Answer) -> ErrorKind {
-        let Answer { response, host } = answer;
+        let Answer { response, host, kind } = answer;
         let status = response.status().as_u16();
         let wait = retry_after(response.headers());
+        if let Some(wait) = wait.filter(|_| matches!(status, 429 | 503) && host == self.label) {
+            self.health.pause(kind, Instant::now(), wait);
+        }
         let no_body =
             response.headers().get(CONTENT_LENGTH).is_none() && response.headers().get(TRANSFER_ENCODING).is_none();
         let body = if no_body {

@@ -208,6 +208,14 @@ impl ErrorKind {
         }
     }
 
+    /// Whether it says nothing about the server that was asked.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Source(_) | Self::Request(_) | Self::Config { .. } | Self::Unsupported(_) | Self::Io { .. }
+        )
+    }
+
     /// How long the server asked to wait before trying again.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -1,6 +1,6 @@
 //! One HTTP exchange: timeouts on silence, upload progress, counters.
 use crate::{
-    credentials::Keychain,
+    credentials::CredentialSource,
     error::ErrorKind,
     hosts::authority,
     transport::{TlsSettings, Transports},
@@ -28,7 +28,7 @@ const COMMIT_STALLS: u32 = 10;
 #[derive(Debug)]
 pub(crate) struct Net {
     pub transports: Transports,
-    pub keychain: Keychain,
+    pub credentials: Arc<dyn CredentialSource>,
     /// Silence after which a server counts as stalled.
     pub stall: Duration,
     /// Rounds of attempts, the first included.
@@ -118,7 +118,7 @@ impl Net {
         let host = authority(&url);
         let client = self.transports.client(&url, tls)?;
         let counters = &self.transports.counters;
-        counters.requests.fetch_add(1, Relaxed);
+        counters.request(&host);
         // Ranges and digests are of the bytes as they are stored.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let sent = Arc::new(AtomicU64::new(0));
@@ -147,6 +147,9 @@ impl Net {
         request = request.headers(headers);
         let result = self.watch(&host, size, &sent, request.send()).await;
         counters.bytes_sent.fetch_add(sent.load(Relaxed), Relaxed);
+        if let Err(kind) = &result {
+            self.suspect(&host, kind);
+        }
         match (result, &body) {
             (Err(kind), Body::Stream(upload)) => Err(upload.failure().map_or(kind, ErrorKind::Source)),
             (result, _) => result,
@@ -200,7 +203,7 @@ impl Net {
             match tokio::time::timeout(self.stall, body.next()).await {
                 Ok(Some(Ok(chunk))) if chunk.is_empty() => {}
                 Ok(Some(Ok(chunk))) => {
-                    self.transports.counters.bytes_received.fetch_add(chunk.len() as u64, Relaxed);
+                    self.transports.counters.received(host, chunk.len() as u64);
                     return Ok(Some(chunk));
                 }
                 Ok(Some(Err(error))) => {
@@ -210,8 +213,19 @@ impl Net {
                     });
                 }
                 Ok(None) => return Ok(None),
-                Err(_) => return Err(ErrorKind::Stalled { host: host.into(), after: self.stall }),
+                Err(_) => {
+                    let kind = ErrorKind::Stalled { host: host.into(), after: self.stall };
+                    self.suspect(host, &kind);
+                    return Err(kind);
+                }
             }
+        }
+    }
+
+    /// What failed so may fail with the other connections to this host, too.
+    fn suspect(&self, host: &str, kind: &ErrorKind) {
+        if matches!(kind, ErrorKind::Stalled { .. } | ErrorKind::Tls { .. }) {
+            self.transports.renew(host);
         }
     }
 

@@ -1,46 +1,59 @@
-//! A range of a blob as a stream that survives broken connections.
+//! A range of a blob as a stream that survives broken connections and servers that fall silent.
 use crate::{
+    blob::Piece,
+    doubts::Served,
     endpoint::{Answer, Endpoint},
     error::{ErrorKind, RegistryError},
-    hosts::Capability,
+    net::Net,
     remote::Remote,
     tries::Tries,
 };
 use bytes::Bytes;
 use clipper_format::digest::Digest;
 use futures::{
-    Stream, StreamExt,
+    Stream, StreamExt, TryStreamExt,
     stream::{BoxStream, try_unfold},
 };
 use reqwest::{
     Method, Response,
     header::{CONTENT_ENCODING, CONTENT_RANGE, HeaderValue, RANGE},
 };
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, pin::pin, sync::Arc, time::Duration};
 
 /// A body that gives this much between two breaks is making progress, and its attempts start anew.
 const PROGRESS: u64 = 64 << 10;
+/// A body is waited for at least this long before another server is asked for the rest: it may be the link that is busy.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
 
 /// A read in progress.
 pub(crate) struct RangedRead {
-    remote: Arc<Remote>,
-    digest: Digest,
-    size: u64,
-    /// Whether the size is what the first server that is asked says.
-    unsized_whole: bool,
-    /// Next byte to give out.
-    at: u64,
-    end: u64,
+    /// What is still to be asked for.
+    rest: Rest,
     tries: Tries,
     since_break: u64,
     body: Option<Body>,
     action: String,
 }
 
+/// The rest of a range.
+#[derive(Clone)]
+struct Rest {
+    remote: Arc<Remote>,
+    digest: Digest,
+    /// Bytes of the whole blob.
+    size: u64,
+    /// Whether the size is what the first server that is asked says.
+    unsized_whole: bool,
+    /// Next byte to give out.
+    at: u64,
+    end: u64,
+}
+
 /// An answer's body, cut to the range.
 struct Body {
-    endpoint: Arc<Endpoint>,
-    host: String,
+    /// Bytes of the whole blob, by the server.
+    size: u64,
+    host: Arc<str>,
     stream: BoxStream<'static, reqwest::Result<Bytes>>,
     /// Bytes before the range, of a server that ignores ranges.
     skip: u64,
@@ -48,6 +61,15 @@ struct Body {
     exact: bool,
     /// Whether the HTTP library holds the body to an announced length.
     delimited: bool,
+    /// Remembers who sent the bytes.
+    served: Arc<Served>,
+}
+
+/// What came of waiting for a body.
+enum Turn {
+    Chunk(Result<Bytes, ErrorKind>),
+    /// It was silent, and another server has begun to answer.
+    Other(Body),
 }
 
 impl RangedRead {
@@ -59,52 +81,114 @@ impl RangedRead {
         range: Range<u64>,
     ) -> Result<Self, RegistryError> {
         let action = format!("reading bytes {}..{} of blob {digest} of {}", range.start, range.end, remote.name());
-        let tries = remote.tries(Capability::Pull);
-        let (at, end) = (range.start, range.end);
-        let mut read =
-            Self { remote, digest, size, unsized_whole: false, at, end, tries, since_break: 0, body: None, action };
-        if read.at < read.end {
-            read.open().await?;
-        }
-        Ok(read)
+        Self::open(Rest { remote, digest, size, unsized_whole: false, at: range.start, end: range.end }, action).await
     }
 
     /// Starts reading all of a blob whose size nobody has told.
     pub async fn start_whole(remote: Arc<Remote>, digest: Digest) -> Result<Self, RegistryError> {
         let action = format!("reading blob {digest} of {}", remote.name());
-        let tries = remote.tries(Capability::Pull);
-        let (size, unsized_whole, at, end) = (0, true, 0, 0);
-        let mut read = Self { remote, digest, size, unsized_whole, at, end, tries, since_break: 0, body: None, action };
-        read.open().await?;
+        Self::open(Rest { remote, digest, size: 0, unsized_whole: true, at: 0, end: 0 }, action).await
+    }
+
+    async fn open(rest: Rest, action: String) -> Result<Self, RegistryError> {
+        let tries = rest.remote.tries_for(rest.digest);
+        let mut read = Self { rest, tries, since_break: 0, body: None, action };
+        if read.rest.at < read.rest.end || read.rest.unsized_whole {
+            read.reopen().await?;
+        }
         Ok(read)
     }
 
     /// Bytes of the whole blob.
     pub fn size(&self) -> u64 {
-        self.size
+        self.rest.size
+    }
+
+    /// The bytes still to come, and who sends them.
+    pub fn into_pieces(self) -> impl Stream<Item = Result<Piece, RegistryError>> + Send {
+        try_unfold(self, |mut read| async move { Ok(read.next().await?.map(|piece| (piece, read))) })
     }
 
     /// The bytes still to come.
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, RegistryError>> + Send {
-        try_unfold(self, |mut read| async move { Ok(read.next().await?.map(|bytes| (bytes, read))) })
+        self.into_pieces().map_ok(|piece| piece.bytes)
     }
 
     /// Asks one server after the other for the rest.
-    async fn open(&mut self) -> Result<(), RegistryError> {
+    async fn reopen(&mut self) -> Result<(), RegistryError> {
+        let Self { rest, tries, action, .. } = self;
+        let body = rest.remote.ask(tries, action, |endpoint| rest.clone().ask(endpoint)).await?;
+        if rest.at == 0 && rest.unsized_whole {
+            (rest.size, rest.end) = (body.size, body.size);
+        }
+        self.body = Some(body);
+        Ok(())
+    }
+
+    /// The next bytes; `None` at the end of the range.
+    async fn next(&mut self) -> Result<Option<Piece>, RegistryError> {
         loop {
-            let endpoint = self.remote.next(&self.tries, &self.action)?;
-            match self.ask(endpoint).await {
-                Ok(body) => {
-                    self.body = Some(body);
-                    return Ok(());
+            if self.rest.at == self.rest.end {
+                return Ok(None);
+            }
+            if self.body.is_none() {
+                self.reopen().await?;
+            }
+            match self.turn().await {
+                Turn::Chunk(Ok(chunk)) => {
+                    let length = chunk.len() as u64;
+                    self.rest.at += length;
+                    self.since_break += length;
+                    if self.since_break >= PROGRESS {
+                        self.tries.progressed();
+                    }
+                    let host = self.body.as_ref().map_or_else(Arc::default, |body| Arc::clone(&body.host));
+                    return Ok(Some(Piece { bytes: chunk, host }));
                 }
-                Err(kind) => self.tries.failed(&self.remote.net, kind, &self.action).await?,
+                Turn::Chunk(Err(kind)) => {
+                    self.body = None;
+                    self.since_break = 0;
+                    self.tries.failed(&self.rest.remote.net, kind, &self.action).await?;
+                }
+                Turn::Other(body) => {
+                    self.tries.switch(&self.rest.remote.net);
+                    self.body = Some(body);
+                    self.since_break = 0;
+                }
             }
         }
     }
 
-    // By exclusive reference: a body can be sent to another thread, but not shared between two.
-    async fn ask(&mut self, endpoint: Arc<Endpoint>) -> Result<Body, ErrorKind> {
+    /// Waits for the body's next bytes. If it is silent, another server is asked for them as well.
+    async fn turn(&mut self) -> Turn {
+        let (rest, tries) = (&self.rest, &mut self.tries);
+        let net = &rest.remote.net;
+        let Some(body) = &mut self.body else {
+            let problem = "there is no body".into();
+            return Turn::Chunk(Err(ErrorKind::Broken { host: rest.remote.host.clone(), problem }));
+        };
+        let mut arriving = pin!(body.next(net, rest.end - rest.at));
+        loop {
+            let Some((other, patience)) = tries.alternative() else { return Turn::Chunk(arriving.await) };
+            tokio::select! {
+                biased;
+                chunk = &mut arriving => return Turn::Chunk(chunk),
+                () = tokio::time::sleep(patience.max(SILENCE_MIN)) => {}
+            }
+            tokio::select! {
+                biased;
+                chunk = &mut arriving => return Turn::Chunk(chunk),
+                answer = rest.clone().ask(other) => match answer {
+                    Ok(body) => return Turn::Other(body),
+                    Err(kind) => tries.passed(net, kind),
+                }
+            }
+        }
+    }
+}
+
+impl Rest {
+    async fn ask(self, endpoint: Arc<Endpoint>) -> Result<Body, ErrorKind> {
         let net = &self.remote.net;
         let mut request = self.remote.request(&endpoint, Method::GET, &format!("blobs/{}", self.digest), false)?;
         request.blob = Some(self.digest);
@@ -120,26 +204,29 @@ impl RangedRead {
             return Err(wrong("it encodes the blob's bytes although it was asked not to".into()));
         }
         let length = answer.response.content_length();
+        let (mut size, mut end) = (self.size, self.end);
         if self.at == 0 && self.unsized_whole && answer.response.status() == 200 {
-            self.size = length.ok_or_else(|| wrong("it doesn't say how long the blob is".into()))?;
-            self.end = self.size;
+            size = length.ok_or_else(|| wrong("it doesn't say how long the blob is".into()))?;
+            end = size;
         }
         let (skip, exact, expected) = match answer.response.status().as_u16() {
-            200 => (self.at, self.end == self.size, self.size),
+            200 => (self.at, end == size, size),
             206 if !whole => {
                 self.check_content_range(&answer.response).map_err(wrong)?;
-                (0, true, self.end - self.at)
+                (0, true, end - self.at)
             }
             206 => return Err(wrong("it sent a part of the blob where the whole was asked for".into())),
-            416 => return Err(wrong(format!("its blob is shorter than {} bytes", self.end))),
+            416 => return Err(wrong(format!("its blob is shorter than {end} bytes"))),
             _ => return Err(endpoint.refusal(net, answer).await),
         };
-        let Answer { response, host } = answer;
+        let Answer { response, host, .. } = answer;
         if let Some(got) = length.filter(|l| *l != expected) {
             return Err(ErrorKind::Length { host, expected, got });
         }
+        let served = endpoint.doubts.body(self.digest, self.at);
         let stream = response.bytes_stream().boxed();
-        Ok(Body { endpoint, host, stream, skip, exact, delimited: length.is_some() })
+        let host = host.into();
+        Ok(Body { size, host, stream, skip, exact, delimited: length.is_some(), served })
     }
 
     /// `Content-Range: bytes FIRST-LAST/SIZE` must be the range asked for (RFC 9110, section 14.4).
@@ -156,45 +243,15 @@ impl RangedRead {
             )),
         }
     }
-
-    /// The next bytes; `None` at the end of the range.
-    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
-        loop {
-            if self.at == self.end {
-                return Ok(None);
-            }
-            if self.body.is_none() {
-                self.open().await?;
-            }
-            let Some(body) = self.body.as_mut() else { continue };
-            match body.next(&self.remote, self.end - self.at).await {
-                Ok(chunk) => {
-                    let length = chunk.len() as u64;
-                    self.at += length;
-                    self.since_break += length;
-                    if self.since_break >= PROGRESS {
-                        self.tries.progressed();
-                    }
-                    return Ok(Some(chunk));
-                }
-                Err(kind) => {
-                    self.body = None;
-                    self.since_break = 0;
-                    self.tries.failed(&self.remote.net, kind, &self.action).await?;
-                }
-            }
-        }
-    }
 }
 
 impl Body {
     /// The next bytes of the range, of which `wanted` (above zero) are still missing.
-    async fn next(&mut self, remote: &Remote, wanted: u64) -> Result<Bytes, ErrorKind> {
-        let net = &remote.net;
+    async fn next(&mut self, net: &Net, wanted: u64) -> Result<Bytes, ErrorKind> {
         loop {
             let Some(mut chunk) = net.next_chunk(&self.host, &mut self.stream).await? else {
                 let problem = format!("the body ended {} bytes too early", wanted + self.skip);
-                return Err(ErrorKind::Broken { host: self.host.clone(), problem });
+                return Err(ErrorKind::Broken { host: self.host.to_string(), problem });
             };
             let skipped = self.skip.min(chunk.len() as u64);
             self.skip -= skipped;
@@ -215,10 +272,10 @@ impl Body {
                 0
             };
             if excess > 0 && self.exact {
-                return Err(ErrorKind::Length { host: self.host.clone(), expected: wanted, got: wanted + excess });
+                return Err(ErrorKind::Length { host: self.host.to_string(), expected: wanted, got: wanted + excess });
             }
             chunk.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
-            tracing::trace!(host = self.endpoint.label, bytes = chunk.len(), "read");
+            self.served.add(chunk.len() as u64);
             return Ok(chunk);
         }
     }

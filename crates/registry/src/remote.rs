@@ -7,6 +7,7 @@ use crate::{
     media::{ACCEPTED_MANIFESTS, manifest_media_type},
     net::{Body, Net},
     repository::{MANIFEST_MAX, Manifest, Selector},
+    servers::Servers,
     tries::Tries,
 };
 use bytes::Bytes;
@@ -15,7 +16,11 @@ use reqwest::{
     Method, Url,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LINK},
 };
-use std::sync::Arc;
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
 /// Pages of a tags list that are read.
 const TAG_PAGES_MAX: usize = 1000;
@@ -26,8 +31,7 @@ const TAG_PAGE_BYTES: u64 = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct Remote {
     pub net: Arc<Net>,
-    /// Mirrors, then the server.
-    pub endpoints: Arc<Vec<Arc<Endpoint>>>,
+    pub servers: Arc<Servers>,
     /// The host by which the registry is named.
     pub host: String,
     pub repository: String,
@@ -39,31 +43,72 @@ impl Remote {
         format!("{}/{}", self.host, self.repository)
     }
 
-    /// The servers to ask; uploads go to the server itself only.
-    pub fn tries(&self, capability: Capability) -> Tries {
-        let able = self.endpoints.iter().filter(|e| e.can(capability));
-        Tries::new(match capability {
-            Capability::Push => self.endpoints.last().filter(|e| e.can(capability)).cloned().into_iter().collect(),
-            Capability::Pull | Capability::Resolve => able.cloned().collect(),
-        })
+    /// Mirrors, then the server, as hosts.toml tells them now.
+    fn endpoints(&self, capability: Capability) -> Vec<Arc<Endpoint>> {
+        self.servers.now(&self.host).iter().filter(|e| e.can(capability)).cloned().collect()
     }
 
-    /// Has the server asked before its mirrors for a while. False if there are no mirrors.
-    pub fn distrust_mirrors(&self) -> bool {
-        let mirrors = self.endpoints.split_last().map_or(&[][..], |(_, mirrors)| mirrors);
-        mirrors.iter().for_each(|mirror| mirror.shun());
-        !mirrors.is_empty()
+    /// The servers to ask; uploads go to the server itself only.
+    pub fn tries(&self, capability: Capability) -> Tries {
+        let candidates = match capability {
+            Capability::Push => {
+                let endpoints = self.servers.now(&self.host);
+                endpoints.last().filter(|e| e.can(capability)).cloned().into_iter().collect()
+            }
+            Capability::Pull | Capability::Resolve => self.endpoints(capability),
+        };
+        Tries::new(candidates, None)
+    }
+
+    /// The servers to ask for a blob.
+    pub fn tries_for(&self, blob: Digest) -> Tries {
+        Tries::new(self.endpoints(Capability::Pull), Some(blob))
+    }
+
+    /// Has those servers asked last for a blob, for a while, that sent some of the bytes of `range`, which turned out
+    /// wrong. True if there's another one, so that reading them again is worth it.
+    pub fn distrust(&self, blob: Digest, range: &Range<u64>) -> bool {
+        let servers = self.endpoints(Capability::Pull);
+        let mut guilty: Vec<_> = servers.iter().filter(|server| server.doubts.sent(&blob, range)).collect();
+        if guilty.is_empty() {
+            // It was too long ago to be known: rather the mirrors than the registry itself.
+            guilty = servers.split_last().map(|(_, mirrors)| mirrors.iter().collect()).unwrap_or_default();
+        }
+        for server in &guilty {
+            server.sent_wrong_bytes(blob);
+            self.net.transports.counters.host(&server.label).verification_failures.fetch_add(1, Relaxed);
+            tracing::warn!(host = server.label, %blob, ?range, "a server sent wrong bytes");
+        }
+        let now = Instant::now();
+        let worst = guilty.iter().map(|server| server.doubts.about(&blob, now)).max();
+        worst.is_some_and(|worst| servers.iter().any(|server| server.doubts.about(&blob, now) < worst))
     }
 
     /// The server to ask now.
     pub fn next(&self, tries: &Tries, action: &str) -> Result<Arc<Endpoint>, RegistryError> {
-        let none = || {
-            ErrorKind::Unsupported(format!(
-                "the capabilities in {}'s hosts.toml allow no server to be asked",
-                self.host
-            ))
-        };
-        tries.endpoint().ok_or_else(|| none().during(action))
+        tries.endpoint().ok_or_else(|| self.none_allowed().during(action))
+    }
+
+    /// Asks servers until one answers.
+    pub async fn ask<T, F>(
+        &self,
+        tries: &mut Tries,
+        action: &str,
+        ask: impl Fn(Arc<Endpoint>) -> F + Sync,
+    ) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, ErrorKind>> + Send,
+        T: Send,
+    {
+        if tries.is_empty() {
+            return Err(self.none_allowed().during(action));
+        }
+        tries.ask(&self.net, action, ask).await
+    }
+
+    fn none_allowed(&self) -> ErrorKind {
+        let host = &self.host;
+        ErrorKind::Unsupported(format!("the capabilities in {host}'s hosts.toml allow no server to be asked"))
     }
 
     /// A request about this repository; `path` is below `/v2/NAME/`.
@@ -88,13 +133,8 @@ impl Remote {
             Selector::Tag(_) => Capability::Resolve,
             Selector::Digest(_) => Capability::Pull,
         });
-        loop {
-            let endpoint = self.next(&tries, &action)?;
-            match self.manifest_of(&endpoint, selector).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(kind) => tries.failed(&self.net, kind, &action).await?,
-            }
-        }
+        let ask = |endpoint: Arc<Endpoint>| async move { self.manifest_of(&endpoint, selector).await };
+        self.ask(&mut tries, &action, ask).await
     }
 
     async fn manifest_of(&self, endpoint: &Endpoint, selector: &Selector) -> Result<Manifest, ErrorKind> {
@@ -104,7 +144,7 @@ impl Remote {
         if answer.response.status() != 200 {
             return Err(endpoint.refusal(&self.net, answer).await);
         }
-        let Answer { response, host } = answer;
+        let Answer { response, host, .. } = answer;
         let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let (content_type, announced) = (header("content-type"), header("docker-content-digest"));
         let length = response.content_length();
@@ -180,15 +220,10 @@ impl Remote {
     ) -> Result<Option<u64>, RegistryError> {
         let action = format!("looking for blob {digest} in {}", self.name());
         let mut tries = self.tries(capability);
-        loop {
-            let endpoint = self.next(&tries, &action)?;
-            match self.head_blob_of(&endpoint, digest, push).await {
-                Ok(size) => return Ok(Some(size)),
-                Err(kind) => match tries.failed(&self.net, kind, &action).await {
-                    Err(error) if error.is_not_found() => return Ok(None),
-                    other => other?,
-                },
-            }
+        let ask = |endpoint: Arc<Endpoint>| async move { self.head_blob_of(&endpoint, digest, push).await };
+        match self.ask(&mut tries, &action, ask).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            size => size.map(Some),
         }
     }
 
@@ -207,13 +242,7 @@ impl Remote {
     pub async fn tags(&self) -> Result<Vec<String>, RegistryError> {
         let action = format!("listing the tags of {}", self.name());
         let mut tries = self.tries(Capability::Resolve);
-        loop {
-            let endpoint = self.next(&tries, &action)?;
-            match self.tags_of(&endpoint).await {
-                Ok(tags) => return Ok(tags),
-                Err(kind) => tries.failed(&self.net, kind, &action).await?,
-            }
-        }
+        self.ask(&mut tries, &action, |endpoint| async move { self.tags_of(&endpoint).await }).await
     }
 
     async fn tags_of(&self, endpoint: &Endpoint) -> Result<Vec<String>, ErrorKind> {

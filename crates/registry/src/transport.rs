@@ -1,5 +1,5 @@
 //! HTTP clients: TLS settings, timeouts, connection pools.
-use crate::{error::ErrorKind, stats::Counters};
+use crate::{dns::Names, error::ErrorKind, hosts::authority, stats::Counters};
 use reqwest::Url;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -11,14 +11,24 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// Idle connections kept per server: as many as a container start-up has range requests in flight.
 const POOL_PER_HOST: usize = 64;
 /// Below the 60 s after which common registries and proxies close idle connections.
 const POOL_IDLE: Duration = Duration::from_secs(55);
+/// Silence after which a connection is asked whether the other end still lives, how often, and for how long what was sent
+/// may stay unacknowledged: a machine that vanished is noticed within half a minute.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+/// Servers whose connections are kept.
+const SERVERS_MAX: usize = 256;
+/// A pool that is younger than this isn't thrown away: those who found the one before it dead come late.
+const POOL_MIN: Duration = Duration::from_secs(1);
 
 /// How a server's certificate is checked, and ours shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -30,18 +40,28 @@ pub(crate) struct TlsSettings {
     pub skip_verify: bool,
 }
 
-/// Makes and keeps HTTP clients; each has its own connection pool.
+/// Makes and keeps HTTP clients, one for each server: each has its own connection pool.
 #[derive(Debug)]
 pub(crate) struct Transports {
     connect_timeout: Duration,
     pub counters: Counters,
     provider: Arc<CryptoProvider>,
     roots: OnceLock<Arc<RootCertStore>>,
-    clients: Mutex<HashMap<Variant, reqwest::Client>>,
+    names: Names,
+    pools: Mutex<HashMap<Variant, Pool>>,
+}
+
+/// The connections to one server.
+#[derive(Debug)]
+struct Pool {
+    client: reqwest::Client,
+    made: Instant,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Variant {
+    /// `host` or `host:port`.
+    host: String,
     /// `None` for plain HTTP, so that a client that never needs TLS never reads the system's certificates.
     tls: Option<TlsSettings>,
     /// Loopback servers are never reached through the proxy of the environment.
@@ -55,23 +75,39 @@ impl Transports {
             counters: Counters::default(),
             provider: Arc::new(rustls::crypto::ring::default_provider()),
             roots: OnceLock::new(),
-            clients: Mutex::default(),
+            names: Names::system(),
+            pools: Mutex::default(),
         }
     }
 
     /// The client for `url`.
     pub fn client(&self, url: &Url, tls: &TlsSettings) -> Result<reqwest::Client, ErrorKind> {
         let variant = Variant {
+            host: authority(url),
             tls: (url.scheme() == "https").then(|| tls.clone()),
             loopback: url.host_str().is_some_and(is_loopback),
         };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&variant) {
-            return Ok(client.clone());
+        let mut pools = self.pools();
+        if let Some(pool) = pools.get(&variant) {
+            return Ok(pool.client.clone());
+        }
+        if pools.len() >= SERVERS_MAX {
+            // Connections in use live on.
+            pools.clear();
         }
         let client = self.build(&variant)?;
-        clients.insert(variant, client.clone());
+        pools.insert(variant, Pool { client: client.clone(), made: Instant::now() });
         Ok(client)
+    }
+
+    /// Throws the idle connections to `host` away, because one of them was silent or its TLS failed: the next request gets
+    /// a new one, to where the name points now, with certificates as they are now.
+    pub fn renew(&self, host: &str) {
+        self.pools().retain(|variant, pool| variant.host != host || pool.made.elapsed() < POOL_MIN);
+    }
+
+    fn pools(&self) -> MutexGuard<'_, HashMap<Variant, Pool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn build(&self, variant: &Variant) -> Result<reqwest::Client, ErrorKind> {
@@ -85,7 +121,11 @@ impl Transports {
             .referer(false)
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(15))
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE_INTERVAL)
+            .tcp_keepalive_retries(KEEPALIVE_PROBES)
+            .tcp_user_timeout(UNACKNOWLEDGED)
+            .dns_resolver(self.names.clone())
             .pool_max_idle_per_host(POOL_PER_HOST)
             .pool_idle_timeout(POOL_IDLE);
         if variant.loopback {

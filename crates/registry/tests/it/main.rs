@@ -1,6 +1,8 @@
 //! The client against a registry in this process that misbehaves on purpose, and against a real one.
 mod auth;
 mod copies;
+mod credentials;
+mod failover;
 mod fake;
 mod images;
 mod layouts;
