@@ -63,6 +63,43 @@ impl Bitmap {
         }
     }
 
+    /// Sets exactly the bits that `words` has, as by [`Bitmap::new`].
+    pub(crate) fn assign(&self, words: &[u64]) {
+        for (i, word) in self.words.iter().enumerate() {
+            let value = words.get(i).copied().unwrap_or(0);
+            word.store(value & mask(i as u64, &(0..self.bits)), Ordering::Release);
+        }
+    }
+
+    /// Sets every bit that `words` has, too.
+    pub(crate) fn merge(&self, words: &[u64]) {
+        for (i, (word, value)) in self.words.iter().zip(words).enumerate() {
+            word.fetch_or(value & mask(i as u64, &(0..self.bits)), Ordering::AcqRel);
+        }
+    }
+
+    /// Number of set bits in `range`.
+    pub(crate) fn count_in(&self, range: Range<u64>) -> u64 {
+        let range = range.start..range.end.min(self.bits);
+        let ones = |i: u64| self.words[i as usize].load(Ordering::Acquire) & mask(i, &range);
+        words(&range).map(|i| u64::from(ones(i).count_ones())).sum()
+    }
+
+    /// The longest runs of bits in `range` that are all set, or all clear if `set` is false; in order.
+    pub(crate) fn runs(&self, range: Range<u64>, set: bool) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for bit in range.start..range.end.min(self.bits) {
+            if self.all(bit..bit + 1) != set {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.end == bit => run.end += 1,
+                _ => runs.push(bit..bit + 1),
+            }
+        }
+        runs
+    }
+
     /// Number of set bits.
     pub(crate) fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
@@ -111,6 +148,13 @@ mod tests {
                     model[i as usize] = set;
                 }
                 prop_assert_eq!(map.all(range.clone()), range.clone().all(|i| model.get(i as usize) == Some(&true)));
+                let here = range.clone().filter(|i| model.get(*i as usize) == Some(&true)).count() as u64;
+                prop_assert_eq!(map.count_in(range.clone()), here);
+                let set: Vec<u64> = map.runs(range.clone(), true).into_iter().flatten().collect();
+                let clear: Vec<u64> = map.runs(range.clone(), false).into_iter().flatten().collect();
+                prop_assert_eq!(set.len() as u64, here);
+                prop_assert!(set.iter().all(|i| model[*i as usize]) && clear.iter().all(|i| !model[*i as usize]));
+                prop_assert_eq!(set.len() + clear.len(), range.filter(|i| *i < bits).count());
             }
             prop_assert_eq!(map.count(), model.iter().filter(|b| **b).count() as u64);
             let copy = Bitmap::new(bits, &map.snapshot());
@@ -128,5 +172,10 @@ mod tests {
         assert_eq!(map.snapshot(), [0b101]);
         map.retain(&[]);
         assert_eq!(map.count(), 0);
+        map.assign(&[0b1001]);
+        map.merge(&[0b1100, 1]);
+        assert_eq!((map.snapshot(), map.runs(0..9, true)), (vec![0b101], vec![0..1, 2..3]));
+        map.assign(&[0b1010]);
+        assert_eq!((map.count(), map.runs(0..9, false)), (1, vec![0..1, 2..3]));
     }
 }

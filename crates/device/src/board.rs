@@ -12,6 +12,8 @@ use tokio::sync::Notify;
 
 /// How often the pause after a failure doubles.
 const FAILURES_MAX: u32 = 6;
+/// The same for what may pass: readers wait, and shouldn't for much longer than it lasts.
+const PASSING_MAX: u32 = 4;
 
 /// A span on its way. Any number of readers wait for it.
 #[derive(Default)]
@@ -167,6 +169,11 @@ impl Board {
         wanted.spans.clone().find_map(|span| failed(&span)).map_or(Ok(()), Err)
     }
 
+    /// Until when a claim of these spans is refused because one of them failed just before.
+    pub(crate) fn refused_until(&self, spans: Range<usize>) -> Option<Instant> {
+        spans.filter_map(|span| Some(self.failures.get(&span)?.until)).max()
+    }
+
     /// A new flight for `span`, in the last of the `new` runs if it continues it.
     fn add(&mut self, span: usize, priority: Priority, new: &mut Vec<NewRun>) -> Arc<Flight> {
         let last = new.last().map(|run| run.id).filter(|id| self.runs.get(id).is_some_and(|run| run.end == span));
@@ -299,7 +306,8 @@ impl Board {
         match &outcome {
             Ok(_) => drop(self.failures.remove(&span)),
             Err(error) if self.runs.get(&id).is_some_and(|run| run.priority(span) == Priority::Foreground) => {
-                let times = self.failures.get(&span).map_or(0, |failure| (failure.times + 1).min(FAILURES_MAX));
+                let max = if error.may_pass() { PASSING_MAX } else { FAILURES_MAX };
+                let times = self.failures.get(&span).map_or(0, |failure| (failure.times + 1).min(max));
                 let until = Instant::now() + retry_after.saturating_mul(1 << times);
                 self.failures.insert(span, Failure { until, times, error: error.clone() });
             }

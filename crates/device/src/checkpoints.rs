@@ -1,11 +1,10 @@
 //! Checkpoints as they come from the registry: fetched in batches, cached in a bounded amount of memory.
-use crate::{decode::Decoder, device::Device, run::Why, source::SourceError, sources::Picked};
+use crate::{device::Device, run::Why, source::SourceError, sources::Picked, tally::Purpose};
 use bytes::{Bytes, BytesMut};
-use clipper_format::{Digest, gzip::CHECKPOINTS_PER_GROUP};
+use clipper_format::{Digest, span::Start};
 use futures::StreamExt;
 use std::{
     collections::HashMap,
-    fmt,
     future::Future,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,8 +15,8 @@ use tokio::sync::OnceCell;
 const BATCH: u64 = 128 << 10;
 /// Unneeded bytes between two groups that are fetched together.
 const SLACK: u64 = 4 << 10;
-/// Most bytes of one group: far more than sixteen whole windows.
-const GROUP_MAX: u64 = 4 << 20;
+/// Most bytes of one group: a whole window of zstd, and far more than sixteen of gzip.
+const GROUP_MAX: u64 = 130 << 20;
 
 /// Where the checkpoint groups of a layer lie, and in which batch each is fetched.
 pub(crate) struct Batches {
@@ -144,29 +143,36 @@ impl Entries {
 }
 
 impl Device {
-    /// The bytes of a group of checkpoints, from the cache or the `attempt`th source.
-    pub(crate) async fn checkpoint_group(&self, checkpoint: u32, attempt: usize) -> Result<Bytes, Why> {
-        let group = checkpoint as usize / CHECKPOINTS_PER_GROUP;
-        let unknown = || Why::Corrupt(format!("the index has no checkpoint {checkpoint}"));
+    /// The bytes of the group with the checkpoint of `start`, from the cache or the `attempt`th source.
+    pub(crate) async fn checkpoint_group(&self, start: &Start, attempt: usize, purpose: Purpose) -> Result<Bytes, Why> {
+        let unknown = || Why::Corrupt("the index lacks its checkpoint".into());
+        let (group, _) = start.checkpoint_group().ok_or_else(unknown)?;
         let (number, range) = self.batches.batch(group).ok_or_else(unknown)?;
         let bytes = range.end - range.start;
-        let fetch = || self.fetch_checkpoints(range, attempt);
+        let fetch = || self.fetch_checkpoints(range, attempt, purpose);
         let batch = self.shared.checkpoints.get(self.digest(), number, bytes, fetch).await.map_err(Why::Source)?;
         self.batches.group(group, &batch).ok_or_else(unknown)
     }
 
-    async fn fetch_checkpoints(&self, range: Range<u64>, attempt: usize) -> Result<Bytes, SourceError> {
+    async fn fetch_checkpoints(
+        &self,
+        range: Range<u64>,
+        attempt: usize,
+        purpose: Purpose,
+    ) -> Result<Bytes, SourceError> {
         let Some(Picked { number, source }) = self.checkpoints.pick(attempt) else {
             return Err(SourceError::new("no source of checkpoints is known"));
         };
-        let failed = |error: &dyn fmt::Display| SourceError::new(format!("checkpoints {}: {error}", source.describe()));
+        let failed = |error: SourceError| error.during(format_args!("checkpoints {}", source.describe()));
         let wanted = usize::try_from(range.end - range.start).map_err(SourceError::new)?;
         let mut bytes = BytesMut::with_capacity(wanted);
         if wanted > 0 {
-            let mut stream = source.read(range).await.map_err(|error| failed(&error))?;
+            let mut stream = source.read(range).await.map_err(failed)?;
             while bytes.len() < wanted {
-                let Some(chunk) = stream.next().await else { return Err(failed(&"the body ended early")) };
-                let chunk = chunk.map_err(|error| failed(&error))?;
+                let chunk = stream.next().await.unwrap_or_else(|| Err(SourceError::new("the body ended early")));
+                let piece = chunk.map_err(failed)?;
+                self.received(&piece, purpose);
+                let chunk = piece.bytes;
                 bytes.extend_from_slice(&chunk[..chunk.len().min(wanted - bytes.len())]);
             }
         }
@@ -177,11 +183,24 @@ impl Device {
 
     /// Drops the cached checkpoint of `span`, which may have been the wrong one.
     pub(crate) fn forget_checkpoint(&self, span: usize) {
-        let checkpoint = self.spans().get(span).and_then(Decoder::needs_checkpoint);
-        let batch = checkpoint.and_then(|number| self.batches.batch(number as usize / CHECKPOINTS_PER_GROUP));
-        if let Some((number, _)) = batch {
+        if let Some((number, _)) = self.batch_of(span) {
             self.shared.checkpoints.forget(self.digest(), number);
         }
+    }
+
+    /// The batch that holds the checkpoint of `span`.
+    fn batch_of(&self, span: usize) -> Option<(usize, Range<u64>)> {
+        let (group, _) = self.spans().get(span)?.start.checkpoint_group()?;
+        self.batches.batch(group)
+    }
+
+    /// Tells the `attempt`th source of checkpoints that the one by which `span` was decoded may have been wrong. True if
+    /// it can be had elsewhere.
+    pub(crate) fn distrust_checkpoint(&self, span: usize, attempt: usize) -> bool {
+        let (Some((_, range)), Some(picked)) = (self.batch_of(span), self.checkpoints.pick(attempt)) else {
+            return false;
+        };
+        picked.source.distrust(range)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A device: what is here, and what must be fetched first.
 use crate::{
-    board::{Board, Claim, Landed, Wanted},
+    board::{Board, Claim, Wanted},
     checkpoints::Batches,
     devices::Shared,
     durable::Written,
@@ -10,9 +10,10 @@ use crate::{
     options::Priority,
     readers::{Readers, Triggers},
     run::Run,
-    source::Source,
+    source::{Piece, Source},
     sources::Sources,
     storage::Storage,
+    tally::Purpose,
 };
 use bytes::{Bytes, BytesMut};
 use clipper_format::{
@@ -24,13 +25,16 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
-use tokio::time::timeout;
+use tracing::Instrument;
 
 /// Device bytes that one read asks for at a time.
 const READ_STEP: u64 = 8 << 20;
+/// How often room is made for one write.
+const ROOM_TRIES: usize = 4;
 /// Device bytes that [`Device::ensure`] asks for at a time.
 const ENSURE_STEP: u64 = 64 << 20;
 
@@ -48,8 +52,11 @@ pub struct DeviceSpec {
     pub checkpoint_groups: Vec<Range<u64>>,
     /// The layer blob.
     pub layer: Arc<dyn Source>,
-    /// The checkpoints blob. Without it, a gzip span is decoded from the start of its gzip member.
+    /// The checkpoints blob. Without it, a gzip span is decoded from the start of its gzip member,
+    /// and a span inside a zstd frame not at all.
     pub checkpoints: Option<Arc<dyn Source>>,
+    /// What lines of the log about the device are within: it says which layer and which image.
+    pub log: tracing::Span,
 }
 
 /// What a device has done since it was opened.
@@ -84,9 +91,10 @@ pub struct Device {
     pub(crate) fill: Fill,
     pub(crate) expected: Expected,
     pub(crate) counters: Counters,
+    pub(crate) log: tracing::Span,
+    /// Who sent bytes of it last.
+    sender: Mutex<Option<Arc<str>>>,
     pub(crate) written: Mutex<Written>,
-    /// Set while the disk is full.
-    full: AtomicBool,
 }
 
 #[derive(Default)]
@@ -121,8 +129,9 @@ impl Device {
             fill: Fill::default(),
             expected: Expected::default(),
             counters: Counters::default(),
+            log: spec.log,
+            sender: Mutex::default(),
             written: Mutex::default(),
-            full: AtomicBool::new(false),
         })
     }
 
@@ -166,8 +175,11 @@ impl Device {
         let bytes =
             self.range(offset, buf.len() as u64).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let read = self.storage.try_read(offset, buf)? == Some(buf.len());
-        if read && let Some(trigger) = self.triggers.hit(&bytes) {
-            self.read_ahead(trigger);
+        if read {
+            self.storage.used(&bytes);
+            if let Some(trigger) = self.triggers.hit(&bytes) {
+                self.read_ahead(trigger);
+            }
         }
         Ok(read)
     }
@@ -179,12 +191,15 @@ impl Device {
     /// See [`DeviceError`]; then `buf` holds nothing of use.
     pub async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
         self.range(offset, buf.len() as u64)?;
-        let mut at = offset;
-        for part in buf.chunks_mut(READ_STEP as usize) {
-            self.read_part(at, part).await?;
-            at += part.len() as u64;
-        }
-        Ok(())
+        let parts = async {
+            let mut at = offset;
+            for part in buf.chunks_mut(READ_STEP as usize) {
+                self.read_part(at, part).await?;
+                at += part.len() as u64;
+            }
+            Ok(())
+        };
+        parts.instrument(self.log.clone()).await
     }
 
     /// As [`read`](Device::read), into bytes of its own: `len` of them from `offset`, fewer only at the end of the
@@ -226,8 +241,21 @@ impl Device {
     }
 
     async fn read_part(&self, offset: u64, buf: &mut [u8]) -> Result<(), DeviceError> {
-        let storage = |error| DeviceError::storage(self.storage.path(), error);
         let bytes = offset..offset + buf.len() as u64;
+        self.storage.used(&bytes);
+        // What arrives for this read isn't evicted before it is read.
+        let held = self.storage.hold(bytes.clone());
+        let (began, waiting) = (Instant::now(), self.shared.tally.wait());
+        let read = self.fetch_part(bytes, buf).await;
+        drop((held, waiting));
+        self.shared.tally.waited(began.elapsed(), read.is_err());
+        self.shared.trim_later();
+        read
+    }
+
+    async fn fetch_part(&self, bytes: Range<u64>, buf: &mut [u8]) -> Result<(), DeviceError> {
+        let storage = |error| DeviceError::storage(self.storage.path(), error);
+        let offset = bytes.start;
         // More than once only if the cache is damaged meanwhile.
         for _ in 0..3 {
             if self.storage.try_read(offset, buf).map_err(storage)? == Some(buf.len()) {
@@ -271,47 +299,6 @@ impl Device {
         Ok(true)
     }
 
-    /// Waits until the spans of these bytes have landed. Returns those that couldn't be stored, and why.
-    pub(crate) async fn bring(
-        &self,
-        bytes: Range<u64>,
-        priority: Priority,
-    ) -> Result<Vec<(usize, Bytes, DeviceError)>, DeviceError> {
-        let spans = self.span_range(&bytes);
-        let ahead = match priority {
-            Priority::Foreground => self.touch(&spans),
-            Priority::Prefetch | Priority::Background => spans.end,
-        };
-        let flights = self.claim(spans, priority, ahead)?;
-        let _busy = (!flights.is_empty()).then(|| self.shared.activity.enter(priority));
-        let mut unstored = Vec::new();
-        let mut waiting_for = 0;
-        let landing = async {
-            for (span, flight) in flights {
-                waiting_for = span;
-                if let Landed::Unstored(bytes, error) = flight.landed().await? {
-                    if priority != Priority::Foreground {
-                        return Err(error);
-                    }
-                    unstored.push((span, bytes, error));
-                }
-            }
-            Ok(())
-        };
-        if priority != Priority::Foreground {
-            landing.await?;
-            return Ok(unstored);
-        }
-        let after = self.shared.options.read_timeout;
-        match timeout(after, landing).await {
-            Ok(landed) => landed.map(|()| unstored),
-            Err(_) => {
-                let from = self.layer.pick(0).map_or_else(String::new, |picked| picked.source.describe());
-                Err(DeviceError::Timeout { device: self.digest, span: waiting_for, from, after })
-            }
-        }
-    }
-
     /// Flights for `spans`, and for those up to `ahead` without waiting for them; starts the runs that are needed.
     pub(crate) fn claim(
         &self,
@@ -323,7 +310,7 @@ impl Device {
         let wanted = Wanted {
             spans,
             priority,
-            ahead: if self.full.load(Ordering::Relaxed) { 0 } else { ahead },
+            ahead: if self.shared.room.in_trouble() { 0 } else { ahead },
             table: self.spans(),
             join_distance: self.shared.options.join_distance,
             missing: &missing,
@@ -333,12 +320,12 @@ impl Device {
         let Claim { flights, runs } = self.board().claim(&wanted)?;
         for run in runs {
             self.counters.runs.fetch_add(1, Ordering::Relaxed);
-            self.shared.runtime.spawn(Run::new(Arc::clone(&me), run).fly());
+            self.shared.runtime.spawn(Run::new(Arc::clone(&me), run).fly().instrument(self.log.clone()));
         }
         Ok(flights)
     }
 
-    fn touch(&self, spans: &Range<usize>) -> usize {
+    pub(crate) fn touch(&self, spans: &Range<usize>) -> usize {
         let max = self.shared.options.read_ahead;
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         readers.touch(spans, self.spans(), max, &self.triggers)
@@ -353,20 +340,56 @@ impl Device {
         }
     }
 
-    /// Writes verified bytes.
-    pub(crate) fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
-        let Err(error) = self.storage.write(offset, bytes) else {
-            self.full.store(false, Ordering::Relaxed);
-            self.wrote();
-            return Ok(());
-        };
-        let full = is_full(&error);
-        let error = DeviceError::storage(self.storage.path(), error);
-        if !self.full.swap(true, Ordering::Relaxed) {
-            let why = if full { "the disk is full" } else { "writing fails" };
-            tracing::error!(error = error.chain(), "{why}: serving without caching");
+    /// Writes verified bytes. Where the disk is full, cold data go for what somebody wants.
+    pub(crate) fn store(&self, offset: u64, bytes: &[u8], priority: Priority) -> Result<(), DeviceError> {
+        let (room, len) = (&self.shared.room, bytes.len() as u64);
+        let mut written = self.storage.write(offset, bytes);
+        for _ in 0..ROOM_TRIES {
+            let full = written.as_ref().is_err_and(is_full) && priority > Priority::Background;
+            if !full || self.shared.make_room(len) == 0 {
+                break;
+            }
+            written = self.storage.write(offset, bytes);
         }
-        Err(error)
+        if let Err(error) = written {
+            // Fill just waits.
+            if priority > Priority::Background || !is_full(&error) {
+                room.failed(&error);
+            }
+            return Err(DeviceError::storage(self.storage.path(), error));
+        }
+        room.worked();
+        if priority > Priority::Background {
+            self.storage.used(&(offset..offset + len));
+        }
+        self.wrote();
+        Ok(())
+    }
+
+    /// How long a read may take before it counts as slow.
+    pub fn slow_read(&self) -> Duration {
+        self.shared.options.slow_read
+    }
+
+    /// Counts a slow read; tells who sent bytes of this device last.
+    pub fn count_slow_read(&self) -> Option<Arc<str>> {
+        self.shared.tally.slow();
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts what has arrived.
+    pub(crate) fn received(&self, piece: &Piece, purpose: Purpose) {
+        self.shared.tally.received(&piece.host, purpose, piece.bytes.len() as u64);
+        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        if sender.as_ref().is_none_or(|sender| !Arc::ptr_eq(sender, &piece.host)) {
+            *sender = Some(Arc::clone(&piece.host));
+        }
+    }
+
+    /// Counts bytes that weren't what the index promises.
+    pub(crate) fn was_corrupt(&self) {
+        self.counters.corrupt();
+        self.shared.tally.corrupt();
     }
 
     /// Adds the sources of a second spec of the same device.
@@ -429,13 +452,13 @@ impl Drop for Device {
     fn drop(&mut self) {
         self.fill.abort();
         self.shared.checkpoints.forget_device(self.digest);
-        if self.storage.dirty() {
-            let storage = Arc::clone(&self.storage);
-            self.shared.runtime.spawn_blocking(move || {
-                if let Err(error) = storage.flush() {
-                    tracing::warn!(file = %storage.path().display(), %error, "presence not recorded");
-                }
-            });
-        }
+        // If only to tell when it was used last.
+        let (storage, log) = (Arc::clone(&self.storage), self.log.clone());
+        self.shared.runtime.spawn_blocking(move || {
+            let _log = log.enter();
+            if let Err(error) = storage.flush() {
+                tracing::warn!(file = %storage.path().display(), %error, "presence not recorded");
+            }
+        });
     }
 }

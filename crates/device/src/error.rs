@@ -4,7 +4,8 @@ use clipper_format::Digest;
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 /// Why a device couldn't give the bytes it was asked for. No byte of the range was served. The next read tries again,
-/// after a short pause if this one failed for the same reason just before.
+/// after a short pause if this one failed for the same reason just before. Readers wait for what may pass, so that such an
+/// error tells what went wrong last when their time was over.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DeviceError {
     /// What came out of a span isn't what the index promises, from any source. The blob, the checkpoints or the index
@@ -95,12 +96,19 @@ impl DeviceError {
         causes.fold(self.to_string(), |text, cause| format!("{text}: {cause}"))
     }
 
-    /// The errno a file system should answer with: ENOSPC where the disk is full, ETIMEDOUT for a timeout, EIO for
-    /// everything else.
+    /// Whether it may be gone by itself in a while, as with a network that is down.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Fetch { source, .. } => !source.is_lasting(),
+            Self::Timeout { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The errno a file system should answer with: ENOSPC where the disk is full, EIO for everything else.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Storage { source, .. } if is_full(source) => rustix::io::Errno::NOSPC.raw_os_error(),
-            Self::Timeout { .. } => rustix::io::Errno::TIMEDOUT.raw_os_error(),
             _ => rustix::io::Errno::IO.raw_os_error(),
         }
     }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
+use tracing::Instrument;
 
 /// Source bytes per step: one GET. What is on its way cannot be called back when a reader comes, so steps are small.
 const STEP: u64 = 2 << 20;
@@ -51,7 +52,7 @@ impl Device {
         self.fill.state.send_replace(FillState::Running);
         // An image is mounted because a container starts: its first reads mustn't find the link busy.
         self.shared.activity.expect_reader();
-        *task = Some(self.shared.runtime.spawn(fill(self.weak())).abort_handle());
+        *task = Some(self.shared.runtime.spawn(fill(self.weak()).instrument(self.log.clone())).abort_handle());
     }
 
     /// Stops [`start_fill`](Device::start_fill): what only it wants isn't fetched any more.
@@ -122,7 +123,7 @@ impl Fill {
 
 /// Goes through the device until nothing is missing.
 async fn fill(device: Weak<Device>) {
-    let (mut span, mut failures, mut skipped) = (0, 0, false);
+    let (mut span, mut failures, mut skipped, mut told) = (0, 0, false, false);
     loop {
         let Some(shared) = device.upgrade().map(|device| Arc::clone(&device.shared)) else { return };
         // What a reader wants meanwhile is no step of this; and the device may go away.
@@ -141,8 +142,21 @@ async fn fill(device: Weak<Device>) {
             sleep(pause).await;
             continue;
         };
+        if !device.shared.room.fits(bytes.end - bytes.start) {
+            if !std::mem::replace(&mut told, true) {
+                tracing::info!(device = %device.digest(), "background fill waits for room in the cache");
+            }
+            let pause = pause(failures);
+            failures += 1;
+            drop(device);
+            sleep(pause).await;
+            continue;
+        }
+        told = false;
         device.send_for(&bytes);
-        if let Some((ahead, _)) = device.next_step(next) {
+        if let Some((ahead, _)) = device.next_step(next)
+            && device.shared.room.fits(ahead.end - bytes.start)
+        {
             // Its request crosses the link while the bytes of this step arrive.
             device.send_for(&ahead);
         }

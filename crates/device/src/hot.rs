@@ -4,6 +4,7 @@ use crate::{
     limits::Taken,
     options::Priority,
     source::{ByteStream, Source, SourceError},
+    tally::Purpose,
 };
 use clipper_format::{
     Digest,
@@ -16,6 +17,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::{sync::watch, time::timeout};
+use tracing::Instrument;
 
 /// Frames that are unpacked at the same time.
 const SIDE_BY_SIDE: usize = 4;
@@ -28,6 +30,8 @@ pub struct HotSpec {
     pub sources: Vec<Arc<dyn Source>>,
     /// Its frames, from its first byte on.
     pub frames: Vec<HotFrameSpec>,
+    /// What lines of the log about it are within: it says which image.
+    pub log: tracing::Span,
 }
 
 /// A zstd frame of a hot blob.
@@ -96,7 +100,8 @@ impl HotStream {
         let flow = Arc::new(Flow { ends: ends.collect(), progress: watch::Sender::default() });
         flow.progress.send_replace(Progress { passed: first, arrived: flow.start(first), ended: false });
         expect(&spec.frames, first..last + 1, &flow);
-        device.shared.runtime.clone().spawn(stream(spec, first..last + 1, Arc::clone(&flow), device));
+        let (runtime, log) = (device.shared.runtime.clone(), spec.log.clone());
+        runtime.spawn(stream(spec, first..last + 1, Arc::clone(&flow), device).instrument(log));
         Some(Self { flow })
     }
 
@@ -209,8 +214,8 @@ async fn land(
                     Ok(false) => return Ok(()),
                     Err(error) => {
                         tracing::error!(at = source.describe(), frame = *next, %error, "a frame of a hot blob is corrupt");
-                        device.counters.corrupt();
-                        source.distrust();
+                        device.was_corrupt();
+                        source.distrust(flow.start(*next)..flow.ends[*next]);
                     }
                 }
                 *next += 1;
@@ -218,7 +223,9 @@ async fn land(
             }
             chunk = body.next(), if wanted.is_some_and(|len| bytes.len() < len) => {
                 match chunk.unwrap_or_else(|| Err(SourceError::new("the body ended early"))) {
-                    Ok(chunk) => {
+                    Ok(piece) => {
+                        device.received(&piece, Purpose::Hot);
+                        let chunk = piece.bytes;
                         flow.progress.send_modify(|progress| progress.arrived += chunk.len() as u64);
                         bytes.extend_from_slice(&chunk);
                     }
@@ -239,9 +246,13 @@ fn unpack(frame: &[u8], parts: &[HotPart], blake3: &[u8; 32], _memory: Taken) ->
     for HotPart { device, range } in parts {
         let (part, after) = rest.split_at((range.end - range.start) as usize);
         rest = after;
-        if !device.storage.has(range.clone()) && device.store(range.start, part).is_err() {
+        if device.storage.has(range.clone()) {
+            continue;
+        }
+        if device.store(range.start, part, Priority::Prefetch).is_err() {
             return Ok(false);
         }
+        device.shared.stored(part.len() as u64);
     }
     Ok(true)
 }

@@ -12,6 +12,25 @@ pub enum Priority {
     Foreground,
 }
 
+/// What stays free on a disk, for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinFree {
+    /// So many bytes.
+    Bytes(u64),
+    /// This part of the disk, in percent.
+    Percent(u8),
+}
+
+impl MinFree {
+    /// In bytes, on a disk of `size` bytes.
+    pub(crate) fn of(self, size: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => size / 100 * u64::from(percent),
+        }
+    }
+}
+
 /// What all devices of a directory share. The defaults suit a node that starts containers over a link of some
 /// hundred Mbit/s.
 #[derive(Clone, Debug)]
@@ -38,11 +57,15 @@ pub struct DeviceOptions {
     pub hot_join_distance: u64,
     /// A reader waits no longer than this for the next bytes of a hot stream before it sends a GET of its own.
     pub hot_patience: Duration,
-    /// Time for one span to arrive, over all attempts.
-    pub fetch_timeout: Duration,
-    /// Time for a reader to be answered.
+    /// An attempt at a span ends when its source sends nothing for this long. A slow one is waited for.
+    pub stall_timeout: Duration,
+    /// Time for a reader to be answered. As long as what goes wrong may pass, it is tried again meanwhile; only then the
+    /// reader gets an error.
     pub read_timeout: Duration,
-    /// A span that failed isn't tried again for this long. It doubles with every further failure, up to 64 times.
+    /// A read that took longer is slow: it is counted, and who reads is to log it.
+    pub slow_read: Duration,
+    /// A span that failed isn't tried again for this long. It doubles with every further failure: up to 64 times, or 16
+    /// times for what may pass.
     pub retry_after: Duration,
     /// Background fill waits until no reader has waited for this long. A start-up has pauses in which it computes: fill
     /// that used them was measured to double the time to ready over a link of 300 Mbit/s.
@@ -53,6 +76,10 @@ pub struct DeviceOptions {
     pub flush_idle: Duration,
     /// ...and no later than this after the first.
     pub flush_interval: Duration,
+    /// Most bytes of disk that all devices may take, passed by a few spans at most; `None` for as many as there are.
+    pub max_bytes: Option<u64>,
+    /// What stays free on their disk: cold data are evicted, and nothing is fetched that nobody asked for, if it isn't.
+    pub min_free: MinFree,
     /// Whether [`start_fill`](crate::Device::start_fill) does anything.
     pub fill: bool,
     /// Source bytes per second that background fill may take, over all devices.
@@ -72,13 +99,18 @@ impl Default for DeviceOptions {
             join_distance: 1 << 20,
             hot_join_distance: 8 << 20,
             hot_patience: Duration::from_millis(500),
-            fetch_timeout: Duration::from_secs(60),
-            read_timeout: Duration::from_secs(120),
+            stall_timeout: Duration::from_secs(30),
+            // Longer than a registry takes to start again; less than the two minutes after which the kernel complains of
+            // a task that hangs.
+            read_timeout: Duration::from_secs(90),
+            slow_read: Duration::MAX,
             retry_after: Duration::from_millis(250),
             background_grace: Duration::from_secs(3),
             prefetch_patience: Duration::from_millis(50),
             flush_idle: Duration::from_secs(1),
             flush_interval: Duration::from_secs(5),
+            max_bytes: None,
+            min_free: MinFree::Bytes(0),
             fill: true,
             fill_rate: None,
         }

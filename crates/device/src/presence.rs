@@ -67,6 +67,15 @@ impl Identity {
         file
     }
 
+    /// The device that a presence file speaks of, and its bits; `None` if it is damaged or of another version.
+    pub(crate) fn of_file(file: &[u8]) -> Option<(Self, Vec<u64>)> {
+        let header: &[u8; HEADER] = file.first_chunk()?;
+        let size = u64::from_le_bytes(*header[16..].first_chunk()?);
+        let device = Digest::from_bytes(*header[24..].first_chunk()?);
+        let identity = Self { device, fingerprint: *header[56..].first_chunk()?, size };
+        Some((identity, identity.decode(file).ok()?))
+    }
+
     /// The bits of a presence file.
     pub(crate) fn decode(&self, file: &[u8]) -> Result<Vec<u64>, PresenceError> {
         let (body, checksum) = file.split_last_chunk::<CHECKSUM>().ok_or(PresenceError::Checksum)?;
@@ -100,6 +109,8 @@ mod tests {
         let file = identity().encode(&words);
         assert_eq!(file.len() as u64, identity().file_len());
         assert_eq!(identity().decode(&file).unwrap(), words);
+        assert_eq!(Identity::of_file(&file), Some((identity(), words.to_vec())));
+        assert_eq!((Identity::of_file(&file[1..]), Identity::of_file(&file[..50])), (None, None));
     }
 
     #[test]

@@ -10,14 +10,22 @@ use crate::{
     options::Priority,
     source::SourceError,
     sources::Picked,
+    tally::Purpose,
 };
 use bytes::Bytes;
 use clipper_format::span::Span;
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
-/// Most attempts at one span, over all sources.
+/// Most attempts at one span that fails for any reason, over all sources.
 const ATTEMPTS_MAX: usize = 4;
+/// Most attempts at one span whose bytes are wrong, as long as there's a place that hasn't sent wrong ones.
+const PLACES_MAX: usize = 8;
 
 /// A run being flown. Should its task end early, its flights end too: nobody waits for ever.
 pub(crate) struct Run {
@@ -54,7 +62,6 @@ struct Attempt {
     end: usize,
     count: usize,
     source: Picked,
-    time: Duration,
 }
 
 /// A span that is being decoded.
@@ -69,6 +76,8 @@ struct Verified {
     offset: u64,
     bytes: Vec<u8>,
     _memory: Taken,
+    priority: Priority,
+    began: Instant,
 }
 
 /// What is left of a span after it has landed.
@@ -89,6 +98,9 @@ struct Loaded {
     source: Vec<u8>,
     group: Option<Bytes>,
     memory: Taken,
+    priority: Priority,
+    /// When it was asked for.
+    began: Instant,
 }
 
 impl Run {
@@ -107,14 +119,8 @@ impl Run {
                 tries = Tries { span: left.start, count: 0 };
             }
             let Some(source) = self.device.layer.pick(tries.count) else { break };
-            let attempt = Attempt {
-                first: left.start,
-                lead: self.lead(left.start),
-                end: left.end,
-                count: tries.count,
-                source,
-                time: self.device.shared.options.fetch_timeout / self.attempts_max() as u32,
-            };
+            let attempt =
+                Attempt { first: left.start, lead: self.lead(left.start), end: left.end, count: tries.count, source };
             // A large future: it holds the whole of an attempt.
             let Err(broken) = Box::pin(self.attempt(&attempt, &mut connection)).await else { continue };
             self.device.board().rewind(self.id, broken.span);
@@ -139,18 +145,11 @@ impl Run {
     fn goes_on(&self, broken: Broken, attempt: &Attempt, tries: &Tries) -> bool {
         let device = &self.device;
         let from = attempt.source.source.describe();
-        let last = tries.count >= self.attempts_max();
         let (span, digest) = (broken.span, device.digest());
         let (corrupt, ends) =
             (matches!(broken.why, Why::Corrupt(_)), matches!(broken.why, Why::Full(_) | Why::Stopped));
-        if corrupt {
-            device.forget_checkpoint(span);
-            attempt.source.source.distrust();
-            if let Some(checkpoints) = device.checkpoints.pick(attempt.count) {
-                checkpoints.source.distrust();
-            }
-            device.counters.corrupt();
-        }
+        let elsewhere = corrupt && self.distrust(span, attempt) && tries.count < PLACES_MAX;
+        let last = tries.count >= self.attempts_max() && !elsewhere;
         let error = match broken.why {
             Why::Source(source) => DeviceError::Fetch { device: digest, span, from, source },
             Why::Corrupt(reason) => DeviceError::Corrupt { device: digest, span, from, reason },
@@ -164,10 +163,15 @@ impl Run {
             return false;
         }
         if !last {
+            device.shared.tally.retried();
             tracing::warn!(error = error.chain(), "trying again");
             return true;
         }
-        if corrupt || device.board().priority(self.id, span) == Some(Priority::Foreground) {
+        let foreground = device.board().priority(self.id, span) == Some(Priority::Foreground);
+        if foreground && error.may_pass() {
+            // Readers wait, and have it tried again; they log that.
+            tracing::debug!(error = error.chain(), "giving up for now");
+        } else if corrupt || foreground {
             tracing::error!(error = error.chain(), "giving up");
         } else {
             tracing::warn!(error = error.chain(), "giving up for now");
@@ -183,6 +187,21 @@ impl Run {
         false
     }
 
+    /// Has what `span` came out wrong of asked for elsewhere from now on. True if there is such a place.
+    fn distrust(&self, span: usize, attempt: &Attempt) -> bool {
+        let device = &self.device;
+        device.forget_checkpoint(span);
+        device.was_corrupt();
+        // Spans that only carried the state to the first one weren't verified.
+        let from = if span == attempt.first { attempt.lead } else { span };
+        let spans = device.spans().get(from..=span).unwrap_or_default();
+        let start = spans.iter().map(|span| span.source_offset).min().unwrap_or_default();
+        let end = spans.iter().map(|span| span.source_range().end).max().unwrap_or_default();
+        let layer = attempt.source.source.distrust(start..end);
+        let checkpoint = device.distrust_checkpoint(self.started(span, attempt), attempt.count);
+        layer || checkpoint
+    }
+
     fn attempts_max(&self) -> usize {
         self.device.layer.len().max(self.device.checkpoints.len()).clamp(2, ATTEMPTS_MAX)
     }
@@ -192,7 +211,12 @@ impl Run {
     async fn attempt(&self, attempt: &Attempt, connection: &mut Connection) -> Result<(), Broken> {
         let first = attempt.first;
         let spans = self.device.spans().get(attempt.lead..attempt.end).unwrap_or_default();
-        let mut body = Body::new(Arc::clone(&attempt.source.source), spans);
+        let mut body = Body::new(
+            Arc::clone(&self.device),
+            Arc::clone(&attempt.source.source),
+            spans,
+            self.device.shared.options.stall_timeout,
+        );
         let mut decoder = None;
         let mut pending: Option<Pending> = None;
         let mut span = attempt.lead;
@@ -222,11 +246,17 @@ impl Run {
         }
     }
 
+    /// The span by whose checkpoint `span` was decoded.
+    fn started(&self, span: usize, attempt: &Attempt) -> usize {
+        let reached = self.device.spans().get(span).is_some_and(Decoder::reaches);
+        if reached { attempt.lead } else { span }
+    }
+
     /// Where decoding must begin to reach `first`: there, or, without any source of checkpoints, at the start of the
     /// gzip member.
     fn lead(&self, first: usize) -> usize {
         let spans = self.device.spans();
-        let alone = |span: &Span| Decoder::needs_checkpoint(span).is_none();
+        let alone = |span: &Span| !Decoder::needs_checkpoint(span) || !Decoder::reaches(span);
         if self.device.checkpoints.len() > 0 || spans.get(first).is_none_or(alone) {
             return first;
         }
@@ -234,7 +264,7 @@ impl Run {
     }
 
     /// Gives way to more urgent work, then takes memory for `span` and reads its source bytes, and its checkpoint if
-    /// the attempt starts here. `None` if the span isn't wanted any more.
+    /// decoding starts here. `None` if the span isn't wanted any more.
     async fn load(
         &self,
         attempt: &Attempt,
@@ -263,31 +293,27 @@ impl Run {
         if priority == Priority::Prefetch && connection.busy.is_none() {
             connection.busy = Some(shared.activity.enter(priority));
         }
-        let bytes = u64::from(described.source_len) + u64::from(described.device_len);
+        let bytes = Decoder::memory(described);
         let Some(memory) = self.at_priority(urgent, |priority| shared.limits.memory(priority, bytes)).await else {
             return Ok(None);
         };
         let Some(end) = device.board().begin(self.id, urgent) else { return Ok(None) };
+        let (began, purpose) = (Instant::now(), Purpose::from(priority));
         body.shorten(device.spans().get(attempt.lead..end).unwrap_or_default());
         let keep = device.spans().get(span + 1).map_or(u64::MAX, |next| next.source_offset);
-        let source = async {
-            let source = body.take(described.source_range(), keep).await;
-            source.map_err(Why::Source)
-        };
         let group = async {
-            let wanted = Decoder::needs_checkpoint(described).filter(|_| span == attempt.lead);
-            match wanted {
-                Some(checkpoint) => self.device.checkpoint_group(checkpoint, attempt.count).await.map(Some),
-                None => Ok(None),
+            let starts = span == attempt.lead || !Decoder::reaches(described);
+            if !(Decoder::needs_checkpoint(described) && starts) {
+                return Ok(None);
             }
+            // Groups are small.
+            let patience = shared.options.stall_timeout;
+            let group = timeout(patience, device.checkpoint_group(&described.start, attempt.count, purpose)).await;
+            group.unwrap_or(Err(Why::Late(patience))).map(Some)
         };
-        let both = async { tokio::try_join!(source, group) };
-        let (source, group) = match timeout(attempt.time, both).await {
-            Ok(loaded) => loaded?,
-            Err(_) => return Err(Why::Late(attempt.time)),
-        };
+        let (source, group) = tokio::try_join!(body.take(described.source_range(), keep, purpose), group)?;
         device.counters.fetched(source.len() as u64);
-        Ok(Some(Loaded { source, group, memory }))
+        Ok(Some(Loaded { source, group, memory, priority, began }))
     }
 
     async fn give_way(&self, priority: Priority, span: &Span) -> Priority {
@@ -356,7 +382,7 @@ impl Run {
         let (span, decoded) = decoded;
         let decoded = decoded.map_err(|why| {
             if matches!(why, Why::Corrupt(_)) {
-                self.device.forget_checkpoint(attempt.lead);
+                self.device.forget_checkpoint(self.started(span, attempt));
             }
             Broken { span: span.max(attempt.first), why }
         })?;
@@ -389,24 +415,35 @@ async fn settle(pending: &mut Option<Pending>) -> (usize, Result<Decoded, Why>) 
 }
 
 /// Decodes and verifies a span.
-fn decode(device: &Device, span: usize, loaded: Loaded, decoder: Option<Decoder>) -> Result<Verified, String> {
+fn decode(device: &Device, span: usize, mut loaded: Loaded, decoder: Option<Decoder>) -> Result<Verified, String> {
     let described = device.spans().get(span).ok_or("it is not in the table")?;
     let carried = decoder.filter(|decoder| decoder.goes_on(described));
     let mut decoder = match carried {
         Some(decoder) => decoder,
         None => Decoder::start(described, loaded.group.as_ref())?,
     };
-    let bytes = decoder.decode(described, loaded.source)?;
-    Ok(Verified { decoder, offset: described.device_offset, bytes, _memory: loaded.memory })
+    let source = std::mem::take(&mut loaded.source);
+    let bytes = decoder.decode(described, source)?;
+    let Loaded { memory: _memory, priority, began, .. } = loaded;
+    Ok(Verified { decoder, offset: described.device_offset, bytes, _memory, priority, began })
 }
 
 impl Verified {
     /// Writes the span, and lands its flight if it was fetched for that.
     fn land(self, device: &Device, run: Option<RunId>, span: usize) -> Decoded {
-        let unstored = device.store(self.offset, &self.bytes).err();
+        // What is only on the way to a span that somebody wants may be wanted, too.
+        let priority = run.map_or(Some(Priority::Prefetch), |run| device.board().priority(run, span));
+        let len = self.bytes.len() as u64;
+        let unstored = device.store(self.offset, &self.bytes, priority.unwrap_or(Priority::Prefetch)).err();
+        let stored = unstored.is_none();
         if let Some(run) = run {
             let landed = unstored.clone().map_or(Landed::Stored, |error| Landed::Unstored(self.bytes.into(), error));
             device.board().land(run, span, Ok(landed), device.shared.options.retry_after);
+            device.shared.tally.fetched(self.priority, self.began.elapsed());
+        }
+        if stored {
+            // Who waits for the span has it already.
+            device.shared.stored(len);
         }
         Decoded { decoder: self.decoder, unstored }
     }

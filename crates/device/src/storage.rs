@@ -1,73 +1,102 @@
 //! A device on disk: a sparse data file and the presence file that tells which of its blocks are real.
-use crate::{bitmap::Bitmap, presence::Identity};
+mod evict;
+#[cfg(test)]
+mod power;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    bitmap::Bitmap,
+    disk::{Disk, DiskFile, LocalDisk},
+    presence::Identity,
+    uses::{Moment, Uses},
+};
 use clipper_format::span::BLOCK;
-use rustix::fs::{FlockOperation, SeekFrom};
+use record::Recorded;
+pub(crate) use record::{PRESENCE, read_presence};
 use std::{
-    fs::{self, DirBuilder, File},
+    fs,
     io::{self, ErrorKind},
     ops::Range,
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering, fence},
     },
 };
 
 const DATA: &str = "data";
-const PRESENCE: &str = "presence";
-const PRESENCE_NEW: &str = "presence.new";
+/// How often a read or a write that others get in the way of is tried again.
+const TRIES: usize = 16;
 
 /// The data file and its presence.
 ///
 /// A block's bit is set in memory after its bytes are written, and reaches the presence file only after fdatasync of
-/// the data: a bit on disk never speaks of bytes that a power cut could take. Should the data file be cut short by
-/// somebody, everything is forgotten and fetched again.
-pub(crate) struct Storage {
+/// the data: a bit on disk never speaks of bytes that a power cut could take. What is evicted goes the other way: the bit
+/// in memory, the bit on disk, the bytes. Should the data file be cut short by somebody, everything is forgotten and
+/// fetched again.
+pub(crate) struct Storage<D: Disk = LocalDisk> {
+    disk: D,
     dir: PathBuf,
-    data: File,
+    data: D::File,
     identity: Identity,
     present: Bitmap,
+    uses: Uses,
     /// Set when the presence file is behind the bitmap.
     dirty: AtomicBool,
     /// Set when the directory has been removed: nothing is recorded any more.
     removed: AtomicBool,
-    /// Counts how often everything was forgotten, so that a reader notices that it happened meanwhile.
+    /// Counts how often something was forgotten, so that a reader notices that it happened meanwhile.
     epoch: AtomicU64,
-    /// Held while writing data. Taken after `flushing`.
-    writing: Mutex<()>,
+    /// Counts how often everything was.
+    restarts: AtomicU64,
     /// Held while the presence file is replaced.
-    flushing: Mutex<()>,
+    recorded: Mutex<Recorded>,
+    /// Held while data are written or punched out. Taken after `recorded`.
+    writing: Mutex<()>,
+    /// Device bytes that readers are about to read. Taken after `writing`.
+    held: Mutex<Vec<Range<u64>>>,
 }
 
-impl Storage {
+/// Device bytes that aren't evicted until this is dropped.
+pub(crate) struct Held<'a> {
+    held: &'a Mutex<Vec<Range<u64>>>,
+    bytes: Range<u64>,
+}
+
+impl<D: Disk> Storage<D> {
     /// Opens or creates the device in `dir`. A presence file that can't be believed, or data that aren't what it
     /// says, are warned of and start empty. Waits while another handle to the same device is being closed.
-    pub(crate) fn open(dir: PathBuf, identity: Identity) -> io::Result<Self> {
-        // A layer may hold what not everybody on the node is to read.
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let data =
-            File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(DATA))?;
-        rustix::fs::flock(&data, FlockOperation::LockExclusive)?;
-        let believed = believe(&dir, &identity, data.metadata()?.len());
+    pub(crate) fn open(disk: D, dir: PathBuf, identity: Identity) -> io::Result<Self> {
+        // A layer may hold what not everybody on the node is to read: all of it is made for root only.
+        disk.make_dir(&dir)?;
+        let data = disk.open(&dir.join(DATA))?;
+        data.lock()?;
+        let believed = record::believe(&disk, &dir, &identity, data.size()?);
         if believed.is_none() {
-            forget(&dir)?;
-            data.set_len(0)?;
-            data.set_len(identity.size)?;
+            record::forget(&disk, &dir)?;
+            data.set_size(0)?;
+            data.set_size(identity.size)?;
         }
-        let present = Bitmap::new(identity.blocks(), &believed.unwrap_or_default());
+        let (words, last_use) = believed.unwrap_or_default();
         let storage = Self {
+            disk,
             dir,
             data,
             identity,
-            present,
+            present: Bitmap::new(identity.blocks(), &words),
+            uses: Uses::new(identity.size, last_use),
             dirty: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            recorded: Mutex::new(Recorded::new(&identity, &words, last_use)),
             writing: Mutex::new(()),
-            flushing: Mutex::new(()),
+            held: Mutex::default(),
         };
-        storage.clear_holes()?;
+        storage.tidy()?;
         Ok(storage)
     }
 
@@ -83,7 +112,7 @@ impl Storage {
 
     /// Whether all blocks of these device bytes are here.
     pub(crate) fn has(&self, bytes: Range<u64>) -> bool {
-        self.present.all(blocks(bytes))
+        self.present.all(blocks(&bytes))
     }
 
     /// Device bytes that are here.
@@ -91,14 +120,35 @@ impl Storage {
         (self.present.count() * BLOCK).min(self.identity.size)
     }
 
+    /// Bytes of disk that what is here of these device bytes takes.
+    pub(crate) fn cached_of(&self, bytes: &Range<u64>) -> u64 {
+        bytes_in(&self.present, bytes)
+    }
+
     /// Whether everything is here.
     pub(crate) fn complete(&self) -> bool {
         self.present.count() == self.present.len()
     }
 
-    /// Whether something is known that the presence file doesn't tell.
-    pub(crate) fn dirty(&self) -> bool {
-        self.dirty.load(Ordering::Acquire)
+    /// Notes that these device bytes are used.
+    pub(crate) fn used(&self, bytes: &Range<u64>) {
+        self.uses.note(bytes);
+    }
+
+    /// When any of these device bytes were last used.
+    pub(crate) fn last_use(&self, bytes: &Range<u64>) -> Moment {
+        self.uses.last(bytes)
+    }
+
+    /// When the device was last used.
+    pub(crate) fn latest_use(&self) -> Moment {
+        self.uses.latest()
+    }
+
+    /// Keeps these device bytes from being evicted while somebody is about to read them.
+    pub(crate) fn hold(&self, bytes: Range<u64>) -> Held<'_> {
+        lock(&self.held).push(bytes.clone());
+        Held { held: &self.held, bytes }
     }
 
     /// Fills `buf` from `offset`, if all of that is here: `Some` of the bytes read, fewer than asked for only at the
@@ -108,20 +158,30 @@ impl Storage {
         if len == 0 {
             return Ok(Some(0));
         }
-        let epoch = self.epoch.load(Ordering::Acquire);
-        if !self.has(offset..offset + len) {
-            return Ok(None);
-        }
-        let len = len as usize;
-        match self.data.read_exact_at(&mut buf[..len], offset) {
-            Ok(()) if self.epoch.load(Ordering::Acquire) == epoch => Ok(Some(len)),
-            Ok(()) => Ok(None),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                self.start_over(epoch)?;
-                Ok(None)
+        let bytes = offset..offset + len;
+        // More than once only if something of the device was evicted meanwhile, perhaps this.
+        for _ in 0..TRIES {
+            let epoch = self.epoch.load(Ordering::Acquire);
+            let restarts = self.restarts.load(Ordering::Acquire);
+            if !self.has(bytes.clone()) {
+                return Ok(None);
             }
-            Err(error) => Err(error),
+            match self.data.read_at(&mut buf[..len as usize], offset) {
+                Ok(()) => {
+                    // What was read isn't looked at again: the epoch must be.
+                    fence(Ordering::Acquire);
+                    if self.epoch.load(Ordering::Acquire) == epoch {
+                        return Ok(Some(len as usize));
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                    self.start_over(restarts)?;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
         }
+        Ok(None)
     }
 
     /// Writes verified bytes and marks their blocks present. `offset` is on a block boundary, and so is the end
@@ -133,57 +193,34 @@ impl Storage {
         else {
             return Err(io::Error::new(ErrorKind::InvalidInput, "not whole blocks of the device"));
         };
-        for _ in 0..3 {
-            let epoch = self.epoch.load(Ordering::Acquire);
+        for _ in 0..TRIES {
+            let restarts = self.restarts.load(Ordering::Acquire);
             let writing = lock(&self.writing);
+            let blocks = offset / BLOCK..end.div_ceil(BLOCK);
             if self.intact()? {
-                self.data.write_all_at(bytes, offset)?;
+                if let Err(error) = self.data.write_at(bytes, offset) {
+                    // What was written on a full disk takes room and is of no use.
+                    for run in self.present.runs(blocks, false) {
+                        let _ = self.data.punch(run.start * BLOCK..run.end * BLOCK);
+                    }
+                    return Err(error);
+                }
                 if self.intact()? {
-                    self.present.set(offset / BLOCK..end.div_ceil(BLOCK));
+                    self.present.set(blocks);
                     self.dirty.store(true, Ordering::Release);
                     return Ok(());
                 }
             }
             drop(writing);
-            self.start_over(epoch)?;
+            self.start_over(restarts)?;
         }
         Err(io::Error::other("the data file keeps changing its size under our hands"))
-    }
-
-    /// Makes what is present durable: data first, then the presence file. Blocks; costs nothing if nothing is new.
-    pub(crate) fn flush(&self) -> io::Result<()> {
-        let _flushing = lock(&self.flushing);
-        if self.removed.load(Ordering::Acquire) || !self.dirty.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let result = self.flush_now();
-        if result.is_err() {
-            self.dirty.store(true, Ordering::Release);
-        }
-        result
-    }
-
-    fn flush_now(&self) -> io::Result<()> {
-        let words = self.present.snapshot();
-        if let Err(error) = rustix::fs::fdatasync(&self.data) {
-            // The kernel may have dropped dirty pages: only what was durable before can be relied on.
-            let durable = fs::read(self.dir.join(PRESENCE)).ok().and_then(|file| self.identity.decode(&file).ok());
-            self.epoch.fetch_add(1, Ordering::AcqRel);
-            self.present.retain(&durable.unwrap_or_default());
-            return Err(error.into());
-        }
-        let new = self.dir.join(PRESENCE_NEW);
-        let file = File::create(&new)?;
-        file.write_all_at(&self.identity.encode(&words), 0)?;
-        file.sync_all()?;
-        fs::rename(&new, self.dir.join(PRESENCE))?;
-        File::open(&self.dir)?.sync_all()
     }
 
     /// Records nothing from now on, because the directory is going away.
     pub(crate) fn set_removed(&self) {
         self.removed.store(true, Ordering::Release);
-        drop(lock(&self.flushing));
+        drop(lock(&self.recorded));
     }
 
     /// Whether the directory is going away.
@@ -192,90 +229,78 @@ impl Storage {
     }
 
     fn intact(&self) -> io::Result<bool> {
-        Ok(self.data.metadata()?.len() == self.identity.size)
+        Ok(self.data.size()? == self.identity.size)
     }
 
-    /// Forgets everything, unless another thread has since `epoch`, because the data file isn't what we wrote.
-    fn start_over(&self, epoch: u64) -> io::Result<()> {
-        let _flushing = lock(&self.flushing);
+    /// Forgets everything, unless another thread has since there were so many `restarts`, because the data file isn't
+    /// what we wrote.
+    fn start_over(&self, restarts: u64) -> io::Result<()> {
+        let recorded = lock(&self.recorded);
         let _writing = lock(&self.writing);
-        if self.epoch.load(Ordering::Acquire) != epoch {
+        if self.restarts.load(Ordering::Acquire) != restarts {
             return Ok(());
         }
         tracing::error!(file = %self.path().display(), "cached data were truncated by somebody: fetching them again");
         self.present.clear(0..self.present.len());
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        if !self.removed.load(Ordering::Acquire) {
-            forget(&self.dir)?;
+        self.restarts.fetch_add(1, Ordering::AcqRel);
+        recorded.durable.assign(&[]);
+        if !self.is_removed() {
+            record::forget(&self.disk, &self.dir)?;
+            recorded.spoken_of.assign(&[]);
         }
-        self.data.set_len(self.identity.size)
+        self.data.set_size(self.identity.size)
     }
 
-    /// Clears the bits of blocks that were never written or punched out: they would read as zeros.
-    fn clear_holes(&self) -> io::Result<()> {
-        let mut lost = 0;
-        let mut from = 0;
+    /// Clears the bits of blocks that were never written or punched out, which would read as zeros; and gives back the
+    /// space of blocks without a bit, which were on their way when the last process ended.
+    fn tidy(&self) -> io::Result<()> {
+        let (mut lost, mut unknown, mut from) = (0, 0, 0);
         while from < self.identity.size {
-            let hole = match rustix::fs::seek(&self.data, SeekFrom::Hole(from)) {
-                Ok(hole) => hole,
-                Err(rustix::io::Errno::NXIO) => break,
-                Err(error) => return Err(error.into()),
-            };
-            if hole >= self.identity.size {
+            let data = self.data.next_data(from)?.unwrap_or(self.identity.size);
+            if from < data {
+                lost += self.present.clear(blocks(&(from..data)));
+            }
+            if data >= self.identity.size {
                 break;
             }
-            let data = match rustix::fs::seek(&self.data, SeekFrom::Data(hole)) {
-                Ok(data) => data,
-                Err(rustix::io::Errno::NXIO) => self.identity.size,
-                Err(error) => return Err(error.into()),
-            };
-            lost += self.present.clear(blocks(hole..data));
-            from = data.max(hole + 1);
+            let hole = self.data.next_hole(data)?.unwrap_or(self.identity.size);
+            for run in self.present.runs(blocks(&(data..hole)), false) {
+                unknown += run.end - run.start;
+                // Where that doesn't work the space is used when the blocks come again.
+                let _ = self.data.punch(run.start * BLOCK..run.end * BLOCK);
+            }
+            from = hole.max(data + 1);
         }
         if lost > 0 {
             tracing::warn!(file = %self.path().display(), blocks = lost, "cached data have holes: fetching them again");
+            lock(&self.recorded).durable.retain(&self.present.snapshot());
             self.dirty.store(true, Ordering::Release);
+        }
+        if unknown > 0 {
+            tracing::debug!(file = %self.path().display(), blocks = unknown, "data that weren't recorded are dropped");
         }
         Ok(())
     }
 }
 
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = lock(self.held);
+        if let Some(at) = held.iter().position(|bytes| *bytes == self.bytes) {
+            held.swap_remove(at);
+        }
+    }
+}
+
 /// Blocks that these bytes touch.
-fn blocks(bytes: Range<u64>) -> Range<u64> {
+fn blocks(bytes: &Range<u64>) -> Range<u64> {
     bytes.start / BLOCK..bytes.end.div_ceil(BLOCK)
 }
 
-/// The bits of the presence file in `dir`, if it and the length of the data file can be believed.
-fn believe(dir: &Path, identity: &Identity, data_len: u64) -> Option<Vec<u64>> {
-    let path = dir.join(PRESENCE);
-    let distrust = |why: &dyn std::fmt::Display| {
-        tracing::warn!(file = %path.display(), "starting with an empty cache: {why}");
-        None
-    };
-    let file = match fs::metadata(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return None,
-        Err(error) => return distrust(&error),
-        Ok(metadata) if metadata.len() != identity.file_len() => {
-            return distrust(&"it is torn or belongs to another device");
-        }
-        Ok(_) => fs::read(&path),
-    };
-    if data_len != identity.size {
-        return distrust(&format_args!("the data file has {data_len} bytes instead of {}", identity.size));
-    }
-    match file.map_err(|error| error.to_string()).and_then(|file| identity.decode(&file).map_err(|e| e.to_string())) {
-        Ok(words) => Some(words),
-        Err(why) => distrust(&why),
-    }
-}
-
-/// Removes the presence file for good.
-fn forget(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(PRESENCE)) {
-        Ok(()) => File::open(dir)?.sync_all(),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+/// Bytes of disk that the blocks of these device bytes take that are `present`.
+pub(crate) fn bytes_in(present: &Bitmap, bytes: &Range<u64>) -> u64 {
+    present.count_in(blocks(bytes)) * BLOCK
 }
 
 /// Disk space that the device in `dir` takes, in bytes.
@@ -284,133 +309,6 @@ pub(crate) fn usage(dir: &Path) -> u64 {
 }
 
 /// A poisoned lock guards no half-done state here: what it protects is on disk and in atomics.
-fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clipper_format::Digest;
-
-    const SIZE: u64 = 40 * BLOCK + 100;
-
-    fn open(dir: &Path) -> Storage {
-        let identity = Identity { device: Digest::of(b"layer"), fingerprint: [1; 32], size: SIZE };
-        Storage::open(dir.join("device"), identity).unwrap()
-    }
-
-    fn pattern(offset: u64, len: u64) -> Vec<u8> {
-        (offset..offset + len).map(|i| (i % 251) as u8 + 1).collect()
-    }
-
-    fn put(storage: &Storage, block: u64, count: u64) {
-        let len = (count * BLOCK).min(SIZE - block * BLOCK);
-        storage.write(block * BLOCK, &pattern(block * BLOCK, len)).unwrap();
-    }
-
-    fn get(storage: &Storage, offset: u64, len: usize) -> Option<Vec<u8>> {
-        let mut buf = vec![0; len];
-        let n = storage.try_read(offset, &mut buf).unwrap()?;
-        buf.truncate(n);
-        Some(buf)
-    }
-
-    #[test]
-    fn reads_what_was_written_short_at_the_end_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let storage = open(dir.path());
-        put(&storage, 2, 2);
-        put(&storage, 39, 2);
-        assert_eq!(get(&storage, 2 * BLOCK + 1, 8190), Some(pattern(2 * BLOCK + 1, 8190)));
-        assert_eq!(get(&storage, 2 * BLOCK, 8193), None);
-        assert_eq!(get(&storage, SIZE - 10, 100), Some(pattern(SIZE - 10, 10)));
-        assert_eq!(get(&storage, SIZE, 100), Some(vec![]));
-        assert_eq!(get(&storage, u64::MAX, 100), Some(vec![]));
-        assert_eq!(get(&storage, 0, 0), Some(vec![]));
-        assert_eq!(storage.cached(), 4 * BLOCK);
-        assert!(storage.write(1, &[0; 4096]).is_err() && storage.write(0, &[0; 10]).is_err());
-        assert!(storage.write(40 * BLOCK, &[0; 101]).is_err());
-    }
-
-    #[test]
-    fn presence_survives_closing_only_if_flushed() {
-        let dir = tempfile::tempdir().unwrap();
-        let storage = open(dir.path());
-        put(&storage, 0, 1);
-        storage.flush().unwrap();
-        put(&storage, 1, 1);
-        drop(storage);
-        let storage = open(dir.path());
-        assert_eq!(get(&storage, 0, 4096), Some(pattern(0, 4096)));
-        assert_eq!(get(&storage, 4096, 1), None);
-    }
-
-    #[test]
-    fn a_torn_or_foreign_presence_file_counts_as_empty() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("device/presence");
-        let storage = open(dir.path());
-        put(&storage, 0, 41);
-        storage.flush().unwrap();
-        drop(storage);
-        let good = fs::read(&path).unwrap();
-        let mut flipped = good.clone();
-        flipped[90] ^= 1;
-        let foreign = Identity { device: Digest::of(b"x"), fingerprint: [1; 32], size: SIZE }.encode(&[u64::MAX]);
-        for bad in [&good[..good.len() - 1], &[][..], &flipped, &foreign] {
-            fs::write(&path, bad).unwrap();
-            let storage = open(dir.path());
-            assert_eq!((storage.cached(), get(&storage, 0, 1)), (0, None));
-            assert!(!path.exists(), "it must not be believed by the next one either");
-            put(&storage, 0, 41);
-            storage.flush().unwrap();
-        }
-        assert_eq!(open(dir.path()).cached(), SIZE);
-    }
-
-    #[test]
-    fn truncated_data_are_never_read_as_zeros() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("device/data");
-        let cut = |len| File::options().write(true).open(&data).unwrap().set_len(len).unwrap();
-        let storage = open(dir.path());
-        put(&storage, 0, 41);
-        storage.flush().unwrap();
-        cut(5000);
-        assert_eq!(get(&storage, 0, 4096), Some(pattern(0, 4096)));
-        assert_eq!(get(&storage, 4096, 4096), None);
-        assert_eq!((storage.cached(), get(&storage, 0, 4096)), (0, None));
-        put(&storage, 7, 1);
-        assert_eq!((storage.cached(), get(&storage, 7 * BLOCK, 4096)), (4096, Some(pattern(7 * BLOCK, 4096))));
-        // Noticed by a write...
-        cut(0);
-        put(&storage, 8, 1);
-        assert_eq!((get(&storage, 7 * BLOCK, 1), get(&storage, 8 * BLOCK, 1)), (None, Some(pattern(8 * BLOCK, 1))));
-        storage.flush().unwrap();
-        drop(storage);
-        // ... and while nobody had it open, even if it was extended again.
-        cut(8 * BLOCK);
-        assert_eq!(open(dir.path()).cached(), 0);
-        let storage = open(dir.path());
-        put(&storage, 8, 2);
-        storage.flush().unwrap();
-        drop(storage);
-        cut(9 * BLOCK);
-        cut(SIZE);
-        let storage = open(dir.path());
-        assert_eq!(get(&storage, 8 * BLOCK, 4096), Some(pattern(8 * BLOCK, 4096)));
-        assert_eq!(get(&storage, 9 * BLOCK, 4096), None);
-    }
-
-    #[test]
-    fn nothing_is_recorded_after_removal() {
-        let dir = tempfile::tempdir().unwrap();
-        let storage = open(dir.path());
-        put(&storage, 0, 1);
-        storage.set_removed();
-        storage.flush().unwrap();
-        assert!(!dir.path().join("device/presence").exists());
-        assert!(usage(&dir.path().join("device")) >= 4096);
-    }
 }

@@ -28,12 +28,13 @@ impl Drop for Tmpfs {
 async fn a_full_disk_serves_from_memory_and_caches_again_when_there_is_room() {
     let (disk, layer) = (Tmpfs::new(32 * SPAN), Layer::stored(16));
     let filler = disk.0.join("filler");
-    fs::write(&filler, vec![1; 29 * SPAN as usize]).unwrap();
+    // There is room for a part of a span.
+    fs::write(&filler, vec![1; 32 * SPAN as usize - (32 << 10)]).unwrap();
     let source = layer.source("a");
     let device = devices(&disk.0, options()).await.device(layer.spec(&source, None)).unwrap();
     for _ in 0..2 {
         layer.check(&device, 0..layer.size()).await.unwrap();
-        assert!(device.cached_bytes() <= 3 * SPAN, "{}", device.cached_bytes());
+        assert!(device.cached_bytes() <= SPAN / 2, "{}", device.cached_bytes());
     }
     for span in (0..16).rev() {
         layer.check(&device, span * SPAN + 1..span * SPAN + 100).await.unwrap();
@@ -41,9 +42,45 @@ async fn a_full_disk_serves_from_memory_and_caches_again_when_there_is_room() {
     let error = device.ensure(0..layer.size(), Priority::Prefetch).await.unwrap_err();
     assert!(matches!(error, DeviceError::Storage { .. }), "{error}");
     assert_eq!(error.errno(), 28);
+    // What couldn't be written whole takes no room.
+    fs::write(disk.0.join("small"), [1; 16 << 10]).unwrap();
     fs::remove_file(&filler).unwrap();
     layer.check(&device, 8 * SPAN..10 * SPAN).await.unwrap();
     assert!(device.try_read(8 * SPAN, &mut [0; 2 * SPAN as usize]).unwrap());
+}
+
+#[tokio::test]
+async fn on_a_full_disk_cold_data_go_and_what_is_read_is_cached_and_recorded() {
+    let (disk, old, new) = (Tmpfs::new(40 * SPAN), Layer::stored(16), Layer::stored(20));
+    let devices = devices(&disk.0, options()).await;
+    let (old_source, new_source) = (old.source("a"), new.source("b"));
+    let old_device = devices.device(old.spec(&old_source, None)).unwrap();
+    old.check(&old_device, 0..old.size()).await.unwrap();
+    old_device.flush().await.unwrap();
+    fs::write(disk.0.join("filler"), vec![1; 16 * SPAN as usize]).unwrap();
+    let new_device = devices.device(new.spec(&new_source, None)).unwrap();
+    for span in 0..20 {
+        new.check(&new_device, span * SPAN..(span + 1) * SPAN).await.unwrap();
+        assert!(new_device.try_read(span * SPAN, &mut [0; SPAN as usize]).unwrap(), "span {span} is cached");
+    }
+    let usage = devices.cache_usage().unwrap();
+    assert!(usage.evicted >= 12 * SPAN && !usage.in_trouble, "{usage:?}");
+    assert!(old_device.cached_bytes() <= 4 * SPAN, "{}", old_device.cached_bytes());
+    // Now there is no room for so much as a presence file.
+    let mut rest = Vec::new();
+    while fs::write(disk.0.join(format!("rest-{}", rest.len())), [1; 4096]).is_ok() {
+        rest.push(());
+    }
+    new_device.flush().await.unwrap();
+    let (there, size) = (new_device.cached_bytes(), new.size());
+    assert!(there > 0);
+    drop((new_device, old_device, devices));
+    let devices = crate::fixture::devices(&disk.0, options()).await;
+    let new_device = devices.device(new.spec(&new_source, None)).unwrap();
+    assert_eq!(new_device.cached_bytes(), there);
+    new.check(&new_device, 0..size).await.unwrap();
+    let old_device = devices.device(old.spec(&old_source, None)).unwrap();
+    old.check(&old_device, 0..old.size()).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Sources that fail, lie or hang: an error or the right bytes, never anything else.
+//! Sources that fail or lie: an error or the right bytes, never anything else.
 use crate::fixture::{Fault, Layer, SPAN, TestSource, devices, options};
 use clipper_device::{DeviceError, DeviceOptions, Priority};
 use std::{sync::Arc, time::Duration};
@@ -15,7 +15,7 @@ async fn a_wrong_byte_is_an_error_and_nothing_of_its_span_is_kept() {
     assert_eq!(error.errno(), 5);
     assert!(error.to_string().contains("registry.example") && error.to_string().contains(&layer.digest().hex()));
     assert_eq!((device.cached_bytes(), source.gets().len()), (0, 2));
-    assert_eq!((device.stats().corrupt_spans, source.distrusted()), (2, 2));
+    assert_eq!((device.stats().corrupt_spans, source.distrusted()), (2, vec![3 * SPAN..4 * SPAN; 2]));
     assert!(!device.try_read(3 * SPAN, &mut [0; 10]).unwrap());
     // Its neighbours are fine, before and behind it.
     device.ensure(0..8 * SPAN, Priority::Foreground).await.unwrap_err();
@@ -28,26 +28,27 @@ async fn a_wrong_byte_is_an_error_and_nothing_of_its_span_is_kept() {
 
 #[tokio::test]
 async fn every_flipped_byte_of_blob_and_checkpoints_is_noticed_or_harmless() {
-    let layer = Layer::gzip(400_000, usize::MAX);
-    let blob = layer.blob.len() as u64;
-    let points = layer.checkpoints.len() as u64;
-    let dir = tempfile::tempdir().unwrap();
-    let devices = devices(dir.path(), options()).await;
-    let mut failed = 0;
-    for i in 0..60 {
-        let (source, checkpoints) = (layer.source("a"), layer.checkpoint_source("a"));
-        if i % 2 == 0 {
-            source.always(Fault::Flip((i * 7919 + 3) * 104_729 % blob));
-        } else {
-            checkpoints.always(Fault::Flip(77 + (i * 7919) * 104_729 % (points - 77)));
+    for layer in [Layer::gzip(400_000, usize::MAX), Layer::zstd_blocks(1_000_000)] {
+        let blob = layer.blob.len() as u64;
+        let points = layer.checkpoints.len() as u64;
+        let dir = tempfile::tempdir().unwrap();
+        let devices = devices(dir.path(), options()).await;
+        let mut failed = 0;
+        for i in 0..60 {
+            let (source, checkpoints) = (layer.source("a"), layer.checkpoint_source("a"));
+            if i % 2 == 0 {
+                source.always(Fault::Flip((i * 7919 + 3) * 104_729 % blob));
+            } else {
+                checkpoints.always(Fault::Flip(77 + (i * 7919) * 104_729 % (points - 77)));
+            }
+            let device = devices.device(layer.spec(&source, Some(&checkpoints))).unwrap();
+            for at in (0..layer.size()).rev().step_by(60_000) {
+                failed += usize::from(layer.check(&device, at..layer.size().min(at + 1000)).await.is_err());
+            }
+            devices.remove(&device.digest()).unwrap();
         }
-        let device = devices.device(layer.spec(&source, Some(&checkpoints))).unwrap();
-        for at in (0..layer.size()).rev().step_by(60_000) {
-            failed += usize::from(layer.check(&device, at..layer.size().min(at + 1000)).await.is_err());
-        }
-        devices.remove(&device.digest()).unwrap();
+        assert!(failed >= 30, "{failed}");
     }
-    assert!(failed >= 30, "{failed}");
 }
 
 #[tokio::test]
@@ -81,12 +82,30 @@ async fn a_lying_source_of_frames_or_members_is_found_out() {
 
 #[tokio::test]
 async fn a_wrong_checkpoint_is_fetched_again() {
-    let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::gzip(400_000, usize::MAX));
-    let (source, points) = (layer.source("a"), layer.checkpoint_source("a"));
-    points.plan([Fault::Flip(layer.groups[0].start + 20)]);
-    let device = devices(dir.path(), options()).await.device(layer.spec(&source, Some(&points))).unwrap();
-    layer.check(&device, 390_000..400_000).await.unwrap();
-    assert_eq!((points.gets().len(), points.distrusted()), (2, 1));
+    for layer in [Layer::gzip(400_000, usize::MAX), Layer::zstd_blocks(1_000_000)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, points) = (layer.source("a"), layer.checkpoint_source("a"));
+        points.plan([Fault::Flip(layer.groups.last().unwrap().start + 20)]);
+        let device = devices(dir.path(), options()).await.device(layer.spec(&source, Some(&points))).unwrap();
+        layer.check(&device, layer.size() - 10_000..layer.size()).await.unwrap();
+        assert_eq!((points.gets().len(), points.distrusted()), (2, points.gets()[..1].to_vec()));
+    }
+}
+
+#[tokio::test]
+async fn as_many_places_are_asked_as_there_are_before_wrong_bytes_are_an_error() {
+    let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::stored(8));
+    let devices = devices(dir.path(), options()).await;
+    for (wrong, mirrors, good) in [(5, 5, true), (3, 2, false), (2, 0, false), (8, usize::MAX, false)] {
+        let source = layer.source("a");
+        source.plan(vec![Fault::Flip(2 * SPAN); wrong]);
+        source.mirrors(mirrors);
+        let device = devices.device(layer.spec(&source, None)).unwrap();
+        let read = layer.check(&device, 2 * SPAN..2 * SPAN + 9).await;
+        assert_eq!(read.is_ok(), good, "{wrong} {mirrors}: {read:?}");
+        assert_eq!(source.gets().len(), wrong + usize::from(good), "{wrong} {mirrors}");
+        devices.remove(&layer.digest()).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -142,40 +161,6 @@ async fn surplus_bytes_are_ignored() {
     let device = devices(dir.path(), options()).await.device(layer.spec(&source, None)).unwrap();
     layer.check(&device, SPAN..5 * SPAN).await.unwrap();
     assert_eq!((source.gets().len(), device.cached_bytes()), (1, 4 * SPAN));
-}
-
-#[tokio::test]
-async fn a_stalled_source_is_left_for_another_or_ends_in_an_error() {
-    let short = DeviceOptions { fetch_timeout: Duration::from_millis(200), ..options() };
-    for other in [false, true] {
-        let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::stored(8));
-        let (stalled, good) = (layer.source("stalled"), layer.source("good"));
-        stalled.always(Fault::Stall(100));
-        let devices = devices(dir.path(), short.clone()).await;
-        let device = devices.device(layer.spec(&stalled, None)).unwrap();
-        if other {
-            devices.device(layer.spec(&good, None)).unwrap();
-            layer.check(&device, 0..10).await.unwrap();
-        } else {
-            let error = layer.check(&device, 0..10).await.unwrap_err();
-            assert!(matches!(error, DeviceError::Timeout { span: 0, .. }), "{error}");
-            assert_eq!(error.errno(), 110);
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_reader_gives_up_in_the_end() {
-    let impatient = DeviceOptions { read_timeout: Duration::from_millis(100), ..options() };
-    let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::stored(8));
-    let source = layer.source("a");
-    source.close();
-    let device = devices(dir.path(), impatient).await.device(layer.spec(&source, None)).unwrap();
-    let error = layer.check(&device, SPAN..SPAN + 10).await.unwrap_err();
-    assert!(matches!(error, DeviceError::Timeout { span: 1, .. }), "{error}");
-    source.open();
-    layer.check(&device, SPAN..SPAN + 10).await.unwrap();
-    assert_eq!(source.gets().len(), 1, "the flight went on without it");
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
 //! Layers made up for the tests, and sources of them with faults and gates.
 use async_trait::async_trait;
-use bytes::Bytes;
-use clipper_device::{ByteStream, Device, DeviceError, DeviceOptions, DeviceSpec, Devices, Source, SourceError};
+use clipper_device::{ByteStream, Device, DeviceError, DeviceOptions, DeviceSpec, Devices, Piece, Source, SourceError};
 use clipper_format::{
     Digest,
-    gzip::{self, CHECKPOINTS_PER_GROUP, Checkpoint, IndexOptions, IndexedSpan, encode_group},
+    checkpoints::CheckpointGroups,
+    gzip::{self, IndexOptions, IndexedSpan},
     span::{Span, SpanTable, Start},
     zstd,
 };
@@ -84,21 +84,35 @@ impl Layer {
         Self::indexed(device, blob, indexed)
     }
 
+    /// A zstd layer of one frame of `len` bytes, which is entered between blocks.
+    pub fn zstd_blocks(len: u64) -> Self {
+        // Hardly anything refers farther back than a part, so that checkpoints are cheap.
+        let parts = (0..len.div_ceil(30_000)).flat_map(|part| noise(30_000 + part));
+        let device: Vec<u8> = parts.take(len as usize).collect();
+        let blob = ::zstd::stream::encode_all(&device[..], 3).unwrap();
+        let mut indexed = Vec::new();
+        let mut indexer = zstd::Indexer::new(IndexOptions { span_size: SPAN as u32 });
+        indexer.push(&blob, &mut indexed).unwrap();
+        indexer.finish(&mut indexed).unwrap();
+        let layer = Self::indexed(device, blob, indexed);
+        assert!(layer.groups.len() > 3, "{} checkpoints", layer.groups.len());
+        layer
+    }
+
     fn indexed(device: Vec<u8>, blob: Vec<u8>, indexed: Vec<IndexedSpan>) -> Self {
-        let mut points: Vec<Checkpoint> = Vec::new();
+        let mut points = CheckpointGroups::new(3);
         let span = |indexed: IndexedSpan| {
             let span = indexed.to_span();
-            points.extend(indexed.checkpoint);
+            if let Some(checkpoint) = indexed.checkpoint {
+                points.push(checkpoint);
+            }
             span
         };
         let spans = indexed.into_iter().map(span).collect();
         let spans = SpanTable::new(spans, blob.len() as u64).unwrap();
-        let (mut checkpoints, mut groups) = (vec![0xaa; 77], Vec::new());
-        for group in points.chunks(CHECKPOINTS_PER_GROUP) {
-            let start = checkpoints.len() as u64;
-            checkpoints.extend(encode_group(group, 3));
-            groups.push(start..checkpoints.len() as u64);
-        }
+        let (own, groups) = points.finish();
+        let groups = groups.into_iter().map(|group| group.start + 77..group.end + 77).collect();
+        let checkpoints = [vec![0xaa; 77], own].concat();
         Self { device: device.into(), blob: blob.into(), checkpoints: checkpoints.into(), spans, groups }
     }
 
@@ -128,6 +142,7 @@ impl Layer {
             checkpoint_groups: self.groups.clone(),
             layer: Arc::clone(layer) as Arc<dyn Source>,
             checkpoints: checkpoints.map(|source| Arc::clone(source) as Arc<dyn Source>),
+            log: tracing::Span::none(),
         }
     }
 
@@ -160,8 +175,10 @@ fn noise(len: u64) -> Vec<u8> {
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     None,
-    /// It fails at once.
+    /// It fails at once, and is going to: the blob isn't there.
     Refuse,
+    /// It fails at once, because the network is down.
+    Away,
     /// The body breaks with an error after so many bytes.
     Break(u64),
     /// The body ends after so many bytes.
@@ -192,7 +209,8 @@ struct Plan {
     gets: Vec<Range<u64>>,
     /// Start of the GET and end of the chunk, in the order in which chunks were taken.
     chunks: Vec<(u64, u64)>,
-    distrusted: usize,
+    distrusted: Vec<Range<u64>>,
+    mirrors: usize,
 }
 
 /// Which GETs may go on: those that start at one of `open`, or all.
@@ -200,6 +218,8 @@ struct Plan {
 struct Gate {
     closed: bool,
     open: Vec<u64>,
+    /// Chunks that are given nevertheless.
+    steps: usize,
 }
 
 impl TestSource {
@@ -233,13 +253,19 @@ impl TestSource {
         self.plan.lock().unwrap().chunks.clone()
     }
 
-    pub fn distrusted(&self) -> usize {
-        self.plan.lock().unwrap().distrusted
+    /// Ranges that were said to be wrong.
+    pub fn distrusted(&self) -> Vec<Range<u64>> {
+        self.plan.lock().unwrap().distrusted.clone()
+    }
+
+    /// So many times there is another place to ask when bytes were wrong.
+    pub fn mirrors(&self, mirrors: usize) {
+        self.plan.lock().unwrap().mirrors = mirrors;
     }
 
     /// No chunk is given until [`open`](Self::open).
     pub fn close(&self) {
-        self.gate.send_replace(Gate { closed: true, open: Vec::new() });
+        self.gate.send_replace(Gate { closed: true, ..Gate::default() });
     }
 
     /// Chunks of the GETs that start at `offset` are given.
@@ -251,6 +277,11 @@ impl TestSource {
         self.gate.send_replace(Gate::default());
     }
 
+    /// One chunk more is given.
+    pub fn step(&self) {
+        self.gate.send_modify(|gate| gate.steps += 1);
+    }
+
     /// Waits until so many GETs have been sent.
     pub async fn sent(&self, gets: usize) {
         while self.gets().len() < gets {
@@ -260,7 +291,11 @@ impl TestSource {
 
     async fn pass(&self, start: u64) {
         let mut gate = self.gate.subscribe();
-        gate.wait_for(|gate| !gate.closed || gate.open.contains(&start)).await.unwrap();
+        gate.wait_for(|gate| !gate.closed || gate.steps > 0 || gate.open.contains(&start)).await.unwrap();
+        self.gate.send_if_modified(|gate| {
+            gate.steps = gate.steps.saturating_sub(1);
+            false
+        });
     }
 }
 
@@ -274,7 +309,7 @@ struct Body {
 }
 
 impl Body {
-    async fn chunk(mut self) -> Option<(Result<Bytes, SourceError>, Self)> {
+    async fn chunk(mut self) -> Option<(Result<Piece, SourceError>, Self)> {
         self.source.pass(self.start).await;
         let mut end = self.end.min(self.at + CHUNK as u64);
         let limit = |n: u64| self.start + n;
@@ -289,7 +324,7 @@ impl Body {
         }
         if self.at >= end {
             let Fault::Long(n) = self.fault else { return None };
-            return Some((Ok(vec![0x55; n].into()), Self { fault: Fault::None, ..self }));
+            return Some((Ok(self.piece(vec![0x55; n])), Self { fault: Fault::None, ..self }));
         }
         let mut bytes = self.source.bytes[self.at as usize..end as usize].to_vec();
         if let Fault::Flip(at) = self.fault
@@ -299,7 +334,11 @@ impl Body {
         }
         self.at = end;
         self.source.plan.lock().unwrap().chunks.push((self.start, end));
-        Some((Ok(bytes.into()), self))
+        Some((Ok(self.piece(bytes)), self))
+    }
+
+    fn piece(&self, bytes: Vec<u8>) -> Piece {
+        Piece { bytes: bytes.into(), host: self.source.name.as_str().into() }
     }
 }
 
@@ -312,8 +351,10 @@ impl Source for TestSource {
             plan.gets.push(range.clone());
             plan.next.pop_front().or(plan.then).unwrap_or(Fault::None)
         };
-        if matches!(fault, Fault::Refuse) {
-            return Err(SourceError::new("503 Service Unavailable"));
+        match fault {
+            Fault::Refuse => return Err(SourceError::lasting("404 Not Found")),
+            Fault::Away => return Err(SourceError::new("503 Service Unavailable")),
+            _ => {}
         }
         let source = self.me.upgrade().unwrap();
         let body = Body { source, start: range.start, at: range.start, end: range.end, fault };
@@ -324,8 +365,12 @@ impl Source for TestSource {
         self.name.clone()
     }
 
-    fn distrust(&self) {
-        self.plan.lock().unwrap().distrusted += 1;
+    fn distrust(&self, range: Range<u64>) -> bool {
+        let mut plan = self.plan.lock().unwrap();
+        plan.distrusted.push(range);
+        let elsewhere = plan.mirrors > 0;
+        plan.mirrors = plan.mirrors.saturating_sub(1);
+        elsewhere
     }
 }
 

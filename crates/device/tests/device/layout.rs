@@ -30,6 +30,7 @@ async fn a_layer_is_read_from_blobs_and_a_damaged_one_is_told_by_name() {
         checkpoint_groups: layer.groups.clone(),
         layer: Arc::new(repository.blob(layer.digest(), source_size)),
         checkpoints: Some(Arc::new(repository.blob(points, layer.checkpoints.len() as u64))),
+        log: tracing::Span::none(),
     });
     let device = device.unwrap();
     layer.check(&device, 300_000..500_000).await.unwrap();

@@ -5,7 +5,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{io::ErrorKind, sync::Arc};
 
-fn layers() -> [Layer; 6] {
+fn layers() -> [Layer; 7] {
     [
         Layer::stored(20),
         Layer::gzip(1_500_000, usize::MAX),
@@ -13,6 +13,7 @@ fn layers() -> [Layer; 6] {
         Layer::gzip(1_000_001, 7001),
         Layer::zstd(1_000_001, 7001),
         Layer::zstd(1_500_001, 300_300),
+        Layer::zstd_blocks(2_000_001),
     ]
 }
 
@@ -206,6 +207,19 @@ async fn checkpoints_are_fetched_in_batches_and_kept() {
     assert!(bytes <= layer.checkpoints.len() as u64, "{:?}", points.gets());
     assert!(points.gets().len() < source.gets().len() / 2, "{:?}", points.gets());
     assert_eq!(device.stats().checkpoint_bytes, bytes);
+}
+
+#[tokio::test]
+async fn inside_a_zstd_frame_every_span_takes_a_checkpoint_of_its_own() {
+    let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::zstd_blocks(2_000_001));
+    let (source, points) = (layer.source("a"), layer.checkpoint_source("a"));
+    let device = devices(dir.path(), options()).await.device(layer.spec(&source, Some(&points))).unwrap();
+    device.ensure(0..layer.size(), Priority::Foreground).await.unwrap();
+    layer.check(&device, 0..layer.size()).await.unwrap();
+    let bytes: u64 = points.gets().iter().map(|range| range.end - range.start).sum();
+    assert_eq!(bytes, layer.checkpoints.len() as u64 - 77, "each once: {:?}", points.gets());
+    let fetched: u64 = source.gets().iter().map(|range| range.end - range.start).sum();
+    assert!(fetched <= layer.blob.len() as u64, "{:?}", source.gets());
 }
 
 #[tokio::test]
