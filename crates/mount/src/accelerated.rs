@@ -169,7 +169,8 @@ fn layer(descriptor: &Descriptor, index: Digest, reference: &Reference) -> Resul
             Some(_) => {}
         }
     }
-    let reference = LayerRef { index, layer: digest, repositories: vec![reference.clone()] };
+    let (repositories, image) = (vec![reference.clone()], Some(reference.to_string().into()));
+    let reference = LayerRef { index, layer: digest, repositories, image };
     Ok(AcceleratedLayer { descriptor: descriptor.clone(), digest, size, reference })
 }
 

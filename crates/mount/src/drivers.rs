@@ -3,6 +3,7 @@ use crate::{
     Driver, LazyImage, MountError, MountOptions, NoErofs,
     erofs::{self, DeviceFiles},
     fuse,
+    handover::{Keeper, Keeping},
     session::Session,
 };
 use std::{
@@ -26,6 +27,7 @@ struct Inner {
     /// Where files without names are written.
     scratch: PathBuf,
     runtime: Handle,
+    keeping: Keeping,
     /// Whether the driver `erofs` works, once that was tried.
     erofs: OnceCell<Result<(), Arc<NoErofs>>>,
     device_files: Mutex<Option<Arc<DeviceFiles>>>,
@@ -34,8 +36,26 @@ struct Inner {
 impl Drivers {
     /// For trees on the filesystem of directory `scratch`. Tasks that fetch run on `runtime`.
     pub fn new(scratch: PathBuf, runtime: Handle) -> Self {
-        let (erofs, device_files) = (OnceCell::new(), Mutex::default());
-        Self { inner: Arc::new(Inner { scratch, runtime, erofs, device_files }) }
+        Self::kept(scratch, runtime, None)
+    }
+
+    /// As [`new`](Self::new), with somebody who keeps mounts for the next process.
+    pub(crate) fn kept(scratch: PathBuf, runtime: Handle, keeper: Option<Arc<dyn Keeper>>) -> Self {
+        let (keeping, erofs, device_files) = (Keeping::new(keeper), OnceCell::new(), Mutex::default());
+        Self { inner: Arc::new(Inner { scratch, runtime, keeping, erofs, device_files }) }
+    }
+
+    pub(crate) fn keeping(&self) -> &Keeping {
+        &self.inner.keeping
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.inner.runtime
+    }
+
+    /// Makes new mounts of the driver `erofs` have their devices in `files`.
+    pub(crate) fn go_on_with(&self, files: DeviceFiles) {
+        *self.inner.device_files.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(files));
     }
 
     /// The driver that `wanted` means here: never [`Driver::Auto`]. The first time that takes a trial mount.
@@ -99,7 +119,7 @@ impl Drivers {
 
 impl Inner {
     fn mount_fuse(&self, image: LazyImage, dir: &Path, options: &MountOptions) -> Result<Session, MountError> {
-        fuse::mount(image, dir, options, self.runtime.clone())
+        fuse::mount(image, dir, options, self.runtime.clone(), &self.keeping)
     }
 
     fn mount_erofs(&self, image: LazyImage, dir: &Path, options: &MountOptions) -> Result<Session, MountError> {
@@ -117,7 +137,7 @@ impl Inner {
         if let Some(running) = files.as_ref().filter(|files| !files.has_ended()) {
             return Ok(Arc::clone(running));
         }
-        let started = Arc::new(DeviceFiles::start(self.runtime.clone())?);
+        let started = Arc::new(DeviceFiles::start(self.runtime.clone(), self.keeping.clone())?);
         *files = Some(Arc::clone(&started));
         Ok(started)
     }

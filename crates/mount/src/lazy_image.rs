@@ -1,6 +1,9 @@
 //! A merged tree joined to the devices its files lie on: any byte of any file, verified, fetched when it is missing.
 //! Knows no FUSE: drivers and `clipper check` ask the same questions.
-use crate::store::Lease;
+use crate::{
+    notes::{Notes, Touches},
+    store::{Lease, Origin},
+};
 use clipper_device::{Device, DeviceError};
 use clipper_format::{
     Digest,
@@ -25,8 +28,9 @@ struct Inner {
     tree: Image,
     tree_file: Option<PathBuf>,
     devices: Vec<LazyDevice>,
-    /// Keeps the store from reclaiming what this image uses.
-    _lease: Option<Lease>,
+    notes: Arc<Notes>,
+    /// What it was made from, and what keeps the store from reclaiming that.
+    origin: Option<(Origin, Lease)>,
 }
 
 /// One device of an image, and the layer it holds.
@@ -36,6 +40,14 @@ pub struct LazyDevice {
     pub layer: Digest,
     /// Its uncompressed bytes.
     pub device: Arc<Device>,
+}
+
+/// What there is to see of an image. It keeps the image neither mounted nor leased; but the space of a device that is
+/// removed comes back only when the last of these is gone: to be looked at and dropped.
+#[derive(Clone)]
+pub struct ImageWatch {
+    devices: Vec<LazyDevice>,
+    notes: Arc<Notes>,
 }
 
 /// Why an image or bytes of a file can't be had.
@@ -90,6 +102,16 @@ pub enum LazyError {
     },
 }
 
+impl LazyError {
+    /// The layer that it is about, if it is about one.
+    pub(crate) fn layer(&self) -> Option<Digest> {
+        match self {
+            Self::DeviceSize { layer, .. } | Self::Device { layer, .. } | Self::Cache { layer, .. } => Some(*layer),
+            _ => None,
+        }
+    }
+}
+
 /// A run of file bytes as it lies in a caller's buffer.
 struct Piece {
     buffer: Range<usize>,
@@ -117,21 +139,50 @@ impl LazyDevice {
     }
 }
 
+impl ImageWatch {
+    /// The image's devices.
+    pub fn devices(&self) -> &[LazyDevice] {
+        &self.devices
+    }
+
+    /// Which bytes of its files were read so far, in the order of first touch; what the kernel has cached isn't read again.
+    /// Goes through the whole tree, and so blocks for a moment.
+    ///
+    /// # Errors
+    /// If the tree is damaged.
+    pub fn touches(&self) -> Result<Touches, ErofsError> {
+        self.notes.touches()
+    }
+}
+
 impl LazyImage {
     /// Joins `tree` to `devices`: its device `n` is `devices[n - 1]`.
     ///
     /// # Errors
     /// If their number or sizes aren't those that the tree was made for.
     pub fn new(tree: Image, devices: Vec<LazyDevice>) -> Result<Self, LazyError> {
-        Self::leased(tree, None, devices, None)
+        Self::join("".into(), tree, None, devices, None)
     }
 
-    /// An image whose tree is also at the start of `tree_file`, which stays there for as long as the lease is held.
+    /// An image called `name` whose tree is also at the start of `tree_file`, which stays there for as long as the lease is
+    /// held.
     pub(crate) fn leased(
+        name: Arc<str>,
         tree: Image,
         tree_file: Option<PathBuf>,
         devices: Vec<LazyDevice>,
-        lease: Option<Lease>,
+        lease: Lease,
+        origin: Origin,
+    ) -> Result<Self, LazyError> {
+        Self::join(name, tree, tree_file, devices, Some((origin, lease)))
+    }
+
+    fn join(
+        name: Arc<str>,
+        tree: Image,
+        tree_file: Option<PathBuf>,
+        devices: Vec<LazyDevice>,
+        origin: Option<(Origin, Lease)>,
     ) -> Result<Self, LazyError> {
         let expected = tree.devices();
         if expected.len() != devices.len() {
@@ -142,12 +193,33 @@ impl LazyImage {
                 return Err(LazyError::DeviceSize { layer: *layer, expected: expected.size, found: device.size() });
             }
         }
-        Ok(Self { inner: Arc::new(Inner { tree, tree_file, devices, _lease: lease }) })
+        let notes = Arc::new(Notes::new(name, tree.clone()));
+        Ok(Self { inner: Arc::new(Inner { tree, tree_file, devices, notes, origin }) })
     }
 
     /// The merged tree: names, attributes, xattrs, link targets.
     pub fn tree(&self) -> &Image {
         &self.inner.tree
+    }
+
+    /// What the store made it from, if it did.
+    pub(crate) fn origin(&self) -> Option<&Origin> {
+        self.inner.origin.as_ref().map(|(origin, _)| origin)
+    }
+
+    /// What the image is called in logs and figures; empty if nobody has told.
+    pub fn name(&self) -> &Arc<str> {
+        self.inner.notes.image()
+    }
+
+    /// What can be looked at without keeping the image.
+    pub fn watch(&self) -> ImageWatch {
+        ImageWatch { devices: self.inner.devices.clone(), notes: Arc::clone(&self.inner.notes) }
+    }
+
+    /// What notes the reads of this image.
+    pub(crate) fn notes(&self) -> &Arc<Notes> {
+        &self.inner.notes
     }
 
     /// A file that begins with the tree, if there is one.
@@ -170,7 +242,7 @@ impl LazyImage {
             let out = &mut buffer[piece.buffer];
             match piece.source {
                 Source::Device { number, offset } => {
-                    if !self.inner.devices[number].try_read(offset, out)? {
+                    if !self.inner.notes.try_read(number, &self.inner.devices[number], offset, out)? {
                         return Ok(false);
                     }
                 }
@@ -190,7 +262,9 @@ impl LazyImage {
         for piece in self.pieces(file, offset, buffer.len())? {
             let out = &mut buffer[piece.buffer];
             match piece.source {
-                Source::Device { number, offset } => self.inner.devices[number].read(offset, out).await?,
+                Source::Device { number, offset } => {
+                    self.inner.notes.read(number, &self.inner.devices[number], offset, out).await?;
+                }
                 Source::Hole => out.fill(0),
                 Source::Tree { offset } => self.copy_from_tree(file.nid, offset, out)?,
             }

@@ -1,5 +1,5 @@
 //! A mounted image: the directory it is on, and how its life ends.
-use crate::{Drivers, LazyImage, MountOptions, NoErofs, StoreError, mount_point, session::Session};
+use crate::{Drivers, LazyImage, MountOptions, NoErofs, StoreError, handover::Keeping, mount_point, session::Session};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -7,11 +7,14 @@ use std::{
 };
 
 /// An image mounted read-only on a directory. Dropping it unmounts; files that are still open then stay readable until
-/// they are closed, as does an overlay that uses the mount.
+/// they are closed, as does an overlay that uses the mount. One of a store that was
+/// [opened kept](crate::Store::open_kept) stays mounted when it is dropped, for the process's successor, until
+/// [`unmount_dropped`](crate::Store::unmount_dropped) is called.
 pub struct Mounted {
     dir: PathBuf,
     image: LazyImage,
     session: Session,
+    keeping: Keeping,
 }
 
 /// Why an image can't be mounted or unmounted.
@@ -62,12 +65,17 @@ impl Mounted {
         drivers: &Drivers,
     ) -> Result<Self, MountError> {
         let session = drivers.mount(&image, dir, options).await?;
+        Ok(Self::adopt(image, session, options, drivers.keeping().clone()))
+    }
+
+    /// An image that this process or an earlier one has mounted, and this one serves.
+    pub(crate) fn adopt(image: LazyImage, session: Session, options: &MountOptions, keeping: Keeping) -> Self {
         if options.background_fill {
             for device in image.devices() {
                 device.device.start_fill();
             }
         }
-        Ok(Self { dir: session.dir().to_owned(), image, session })
+        Self { dir: session.dir().to_owned(), image, session, keeping }
     }
 
     /// Where the image is mounted, as an absolute path without symlinks.
@@ -91,6 +99,17 @@ impl Mounted {
         self.session.ended().await;
     }
 
+    /// Unmounts, also if the store's mounts stay when they are dropped. If that fails, the log tells.
+    pub fn end(self) {
+        self.unmount_or_tell();
+    }
+
+    fn unmount_or_tell(&self) {
+        if let Err(error) = self.unmount() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "an image can't be unmounted");
+        }
+    }
+
     /// Unmounts. If files are open, the image vanishes from the directory and lives on for who has them open. Nothing
     /// happens if it was unmounted already.
     ///
@@ -103,8 +122,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Err(error) = self.unmount() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "an image can't be unmounted");
+        if !self.keeping.stays_mounted() {
+            self.unmount_or_tell();
         }
     }
 }

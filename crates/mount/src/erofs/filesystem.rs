@@ -1,8 +1,9 @@
 //! The filesystem whose files are devices. The kernel's EROFS opens them when an image is mounted, and reads them.
-use super::open_files::{FileId, OpenFiles};
+use super::open_files::{DeviceFile, FileId, OpenFiles};
 use crate::{
-    LazyDevice, LazyError,
-    fuse::{Bytes, FOREVER, MAX_READ, Reads},
+    LazyError,
+    fuse::{Agreement, Bytes, FOREVER, MAX_READ, Reads},
+    session::Life,
 };
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
@@ -27,15 +28,21 @@ const MAX_BACKGROUND: u16 = 4096;
 pub(super) struct DeviceFilesystem {
     files: Arc<OpenFiles>,
     reads: Reads,
+    agreement: Agreement,
 }
 
 /// A device with zeros behind its end, up to a whole block.
-struct Padded(LazyDevice);
+struct Padded(DeviceFile);
 
 impl DeviceFilesystem {
     /// A filesystem with `threads` threads; what must be fetched is fetched on `runtime`.
     pub(super) fn new(files: Arc<OpenFiles>, runtime: Handle, threads: usize) -> Self {
-        Self { files, reads: Reads::new(runtime, threads) }
+        Self { files, reads: Reads::new(runtime, threads), agreement: Agreement::default() }
+    }
+
+    /// What the handshake with the kernel is going to agree on.
+    pub(super) fn agreement(&self) -> Agreement {
+        self.agreement.clone()
     }
 
     fn file(&self, ino: INodeNo) -> Option<Padded> {
@@ -45,12 +52,12 @@ impl DeviceFilesystem {
 
 impl Padded {
     fn size(&self) -> u64 {
-        self.0.device.size().next_multiple_of(BLOCK)
+        self.0.device.device.size().next_multiple_of(BLOCK)
     }
 
     /// The part of `buffer` that the device fills; the rest is zeroed.
     fn within<'b>(&self, offset: u64, buffer: &'b mut [u8]) -> &'b mut [u8] {
-        let len = self.0.device.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let len = self.0.device.device.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
         let (within, behind) = buffer.split_at_mut(len);
         behind.fill(0);
         within
@@ -58,17 +65,27 @@ impl Padded {
 }
 
 impl Bytes for Padded {
+    fn image(&self) -> &str {
+        self.0.notes.image()
+    }
+
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, LazyError> {
         match self.within(offset, buffer) {
             [] => Ok(true),
-            within => self.0.try_read(offset, within),
+            within => {
+                let DeviceFile { device, number, notes } = &self.0;
+                notes.try_read(*number, device, offset, within)
+            }
         }
     }
 
     async fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), LazyError> {
         match self.within(offset, buffer) {
             [] => Ok(()),
-            within => self.0.read(offset, within).await,
+            within => {
+                let DeviceFile { device, number, notes } = &self.0;
+                notes.read(*number, device, offset, within).await
+            }
         }
     }
 }
@@ -113,6 +130,7 @@ pub(super) fn attributes(ino: INodeNo, size: u64) -> FileAttr {
 
 impl Filesystem for DeviceFilesystem {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.agreement.settle(config.capabilities(), InitFlags::FUSE_ASYNC_DIO);
         negotiate(config)
     }
 
@@ -134,7 +152,7 @@ impl Filesystem for DeviceFilesystem {
     }
 
     fn open(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.files.open(FileId::of(ino)) {
+        if self.files.has(FileId::of(ino)) {
             // EROFS caches what it reads; a second copy in the page cache would only cost memory.
             reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
         } else {
@@ -152,8 +170,12 @@ impl Filesystem for DeviceFilesystem {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        // Who keeps the mount for another process hears of its end before the kernel hears that we did.
+        let ended = self.files.close(FileId::of(ino));
         reply.ok();
-        self.files.close(FileId::of(ino));
+        if let Some(ended) = ended {
+            ended.end(Life::Unmounted);
+        }
     }
 
     fn read(

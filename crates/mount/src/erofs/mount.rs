@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     LazyImage, MountError,
+    handover::MountNote,
     mount_point::{self, MountPoint},
     session::Session,
 };
@@ -61,7 +62,9 @@ pub(crate) fn mount(
             tracing::warn!(error = &error as &dyn std::error::Error, "a failed mount can't be undone");
         }
     })?;
-    Ok(Session { mount_point, life: devices.keep() })
+    let origin = image.origin().cloned();
+    let note = origin.map(|origin| MountNote { dir: real, device: mount_point.device(), origin });
+    Ok(Session { life: files.keep(devices, note), mount_point })
 }
 
 /// A file without a name in `dir`, with these bytes.

@@ -1,11 +1,11 @@
-//! Which device files there are, and which of them the kernel has open: when it has closed the last one of a mount,
-//! nothing of that mount is left.
-use crate::{LazyDevice, LazyImage, session::Life};
+//! Which device files there are. The kernel has all of a mount open for as long as there is anything left of the mount:
+//! when it closes one, it reads from none of them any more.
+use crate::{LazyDevice, LazyImage, handover::Keeping, notes::Notes, session::Life};
 use fuser::INodeNo;
 use std::{
     collections::HashMap,
     ffi::OsStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::watch;
 
@@ -18,20 +18,30 @@ pub(super) struct FileId {
     device: u16,
 }
 
-/// The device files of all mounts.
-#[derive(Default)]
-pub(super) struct OpenFiles(Mutex<Mounts>);
+/// A device as a file. It doesn't hold its image, which may go while a last read is answered.
+pub(super) struct DeviceFile {
+    pub(super) device: LazyDevice,
+    /// The device's number in the image, from 0.
+    pub(super) number: usize,
+    pub(super) notes: Arc<Notes>,
+}
 
-#[derive(Default)]
+/// The device files of all mounts.
+pub(super) struct OpenFiles {
+    mounts: Mutex<Mounts>,
+    keeping: Keeping,
+}
+
 struct Mounts {
     last: u64,
     mounts: HashMap<u64, Files>,
 }
 
 /// The device files of a mount.
-struct Files {
+pub(super) struct Files {
     image: LazyImage,
-    open: usize,
+    /// What it is kept as for the next process.
+    kept: Option<String>,
     life: watch::Sender<Life>,
 }
 
@@ -60,40 +70,55 @@ impl FileId {
 }
 
 impl OpenFiles {
+    /// None yet.
+    pub(super) fn new(keeping: Keeping) -> Self {
+        let last = keeping.generation();
+        Self { mounts: Mutex::new(Mounts { last, mounts: HashMap::new() }), keeping }
+    }
+
     /// Makes files of the devices of `image` for a new mount: its number, and what becomes of it.
     pub(super) fn add(&self, image: LazyImage) -> (u64, watch::Receiver<Life>) {
-        let (sender, life) = watch::channel(Life::Running);
         let mut all = self.lock();
         all.last += 1;
         let number = all.last;
-        all.mounts.insert(number, Files { image, open: 0, life: sender });
-        (number, life)
+        (number, all.insert(number, image, None))
+    }
+
+    /// Has the files of a mount again that an earlier process gave `number`, kept as `name`.
+    pub(super) fn take_over(&self, number: u64, image: LazyImage, name: String) -> watch::Receiver<Life> {
+        let mut all = self.lock();
+        all.last = all.last.max(number);
+        all.insert(number, image, Some(name))
+    }
+
+    /// Has a mount kept for the next process, by `keep`, under the name that it is given. Not if it is gone already.
+    pub(super) fn keep(&self, mount: u64, keep: impl FnOnce(&str)) {
+        let name = self.keeping.name("image");
+        if let Some(files) = self.lock().mounts.get_mut(&mount) {
+            files.kept = Some(name.clone());
+            keep(&name);
+        }
     }
 
     /// The device behind a file.
-    pub(super) fn device(&self, id: FileId) -> Option<LazyDevice> {
+    pub(super) fn device(&self, id: FileId) -> Option<DeviceFile> {
         let all = self.lock();
         let number = usize::from(id.device).checked_sub(1)?;
-        all.mounts.get(&id.mount)?.image.devices().get(number).cloned()
+        let image = &all.mounts.get(&id.mount)?.image;
+        Some(DeviceFile { device: image.devices().get(number)?.clone(), number, notes: Arc::clone(image.notes()) })
     }
 
-    /// Notes that the kernel has opened a file; tells whether it is there.
-    pub(super) fn open(&self, id: FileId) -> bool {
-        let mut all = self.lock();
-        let files = all.mounts.get_mut(&id.mount);
-        files.map(|files| files.open += 1).is_some()
+    /// Whether a file is there to be opened.
+    pub(super) fn has(&self, id: FileId) -> bool {
+        self.lock().mounts.contains_key(&id.mount)
     }
 
-    /// Notes that the kernel has closed a file. With the last of a mount all of them go.
-    pub(super) fn close(&self, id: FileId) {
-        let mut all = self.lock();
-        let Some(files) = all.mounts.get_mut(&id.mount) else { return };
-        files.open = files.open.saturating_sub(1);
-        if files.open == 0 {
-            let ended = all.mounts.remove(&id.mount);
-            drop(all);
-            ended.into_iter().for_each(|files| files.end(Life::Unmounted));
-        }
+    /// Notes that the kernel has closed a file: all of its mount go. They are given back to be [ended](Files::end),
+    /// unless they went before.
+    pub(super) fn close(&self, id: FileId) -> Option<Files> {
+        let ended = self.lock().mounts.remove(&id.mount)?;
+        self.release(&ended);
+        Some(ended)
     }
 
     /// Forgets the files of a mount that didn't come about.
@@ -106,17 +131,35 @@ impl OpenFiles {
     /// Ends all mounts: nobody answers for their files any more.
     pub(super) fn end(&self, life: Life) {
         let ended = std::mem::take(&mut self.lock().mounts);
-        ended.into_values().for_each(|files| files.end(life));
+        for files in ended.into_values() {
+            self.release(&files);
+            files.end(life);
+        }
+    }
+
+    fn release(&self, files: &Files) {
+        if let Some(name) = &files.kept {
+            self.keeping.release(name);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Mounts> {
         // Nothing that could panic happens under this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mounts {
+    fn insert(&mut self, number: u64, image: LazyImage, kept: Option<String>) -> watch::Receiver<Life> {
+        let (sender, life) = watch::channel(Life::Running);
+        self.mounts.insert(number, Files { image, kept, life: sender });
+        life
     }
 }
 
 impl Files {
-    fn end(self, life: Life) {
+    /// Tells whoever waits for it.
+    pub(super) fn end(self, life: Life) {
         let Self { image, life: sender, .. } = self;
         // Whoever waits for the end may count on nothing being in use any more.
         drop(image);
@@ -143,22 +186,31 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_ends_with_its_last_open_file_and_others_go_on() {
+    fn a_mount_ends_with_the_first_file_that_is_closed_and_others_go_on() {
         let tree = erofs::Image::parse(erofs::write(&Tree::empty()).unwrap().into()).unwrap();
         let image = LazyImage::new(tree, Vec::new()).unwrap();
-        let files = OpenFiles::default();
+        let files = OpenFiles::new(Keeping::new(None));
         let (first, first_life) = files.add(image.clone());
         let (second, second_life) = files.add(image);
         for id in [FileId::new(first, 1), FileId::new(first, 2), FileId::new(second, 1)] {
-            assert!(files.open(id));
+            assert!(files.has(id));
         }
-        files.close(FileId::new(first, 1));
-        assert_eq!(*first_life.borrow(), Life::Running);
-        files.close(FileId::new(first, 2));
+        files.close(FileId::new(first, 1)).unwrap().end(Life::Unmounted);
+        assert!(files.close(FileId::new(first, 2)).is_none());
         assert_eq!(*first_life.borrow(), Life::Unmounted);
-        assert!(!files.open(FileId::new(first, 1)));
+        assert!(!files.has(FileId::new(first, 1)));
         assert_eq!(*second_life.borrow(), Life::Running);
         files.end(Life::Broken);
         assert_eq!(*second_life.borrow(), Life::Broken);
+    }
+
+    #[test]
+    fn numbers_of_mounts_that_are_taken_over_are_not_given_again() {
+        let tree = erofs::Image::parse(erofs::write(&Tree::empty()).unwrap().into()).unwrap();
+        let image = LazyImage::new(tree, Vec::new()).unwrap();
+        let files = OpenFiles::new(Keeping::new(None));
+        let (first, _) = files.add(image.clone());
+        files.take_over(first + 10, image.clone(), "image-1".into());
+        assert_eq!(files.add(image).0, first + 11);
     }
 }

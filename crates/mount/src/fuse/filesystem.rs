@@ -2,6 +2,7 @@
 use super::{
     attributes::{BLOCK, FOREVER, InodeNumbers, attributes, file_type, negative},
     connection::MAX_READ,
+    handshake::Agreement,
     reads::{Bytes, Reads, failed},
 };
 use crate::{LazyError, LazyImage, Recording};
@@ -26,6 +27,7 @@ pub(super) struct TreeFilesystem {
     numbers: InodeNumbers,
     reads: Reads,
     recording: Option<Arc<Recording>>,
+    agreement: Agreement,
     /// Whether the kernel takes ENOSYS for an answer that holds for all opens.
     no_open: bool,
     no_opendir: bool,
@@ -49,7 +51,13 @@ impl TreeFilesystem {
         let root = image.tree().root();
         image.tree().inode(root)?;
         let (numbers, reads) = (InodeNumbers::new(root), Reads::new(runtime, threads));
-        Ok(Self { image, numbers, reads, recording, no_open: false, no_opendir: false })
+        let agreement = Agreement::default();
+        Ok(Self { image, numbers, reads, recording, agreement, no_open: false, no_opendir: false })
+    }
+
+    /// What the handshake with the kernel is going to agree on.
+    pub(super) fn agreement(&self) -> Agreement {
+        self.agreement.clone()
     }
 
     pub(super) fn root_mode(&self) -> u32 {
@@ -124,7 +132,8 @@ impl TreeFilesystem {
             _ => return Err(Errno::EINVAL),
         };
         let image = &self.image;
-        let found = image.next_hole_or_data(&file, from, wants_hole).map_err(|error| failed(ino, &error))?;
+        let found =
+            image.next_hole_or_data(&file, from, wants_hole).map_err(|error| failed(ino, image.name(), &error))?;
         found.and_then(|at| i64::try_from(at).ok()).ok_or(Errno::ENXIO)
     }
 }
@@ -134,6 +143,10 @@ const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 
 impl Bytes for TreeFile {
+    fn image(&self) -> &str {
+        self.image.name()
+    }
+
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, LazyError> {
         self.image.try_read(&self.file, offset, buffer)
     }
@@ -165,6 +178,7 @@ impl Filesystem for TreeFilesystem {
             | InitFlags::FUSE_NO_OPENDIR_SUPPORT;
         self.no_open = offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        self.agreement.settle(offered, wanted);
         // An older kernel that lacks one of these is slower or caches less, no more.
         let _ = config.add_capabilities(offered & wanted);
         let bound = |_| io::Error::other("the kernel's bounds are out of the ordinary");

@@ -10,6 +10,9 @@ pub(crate) trait Bytes: Send + Sync + 'static {
     /// Fills `buffer` from `offset` if all of that is at hand; doesn't wait.
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, LazyError>;
 
+    /// What the image is called that it is of.
+    fn image(&self) -> &str;
+
     /// Fills `buffer` from `offset`, however long it takes.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> impl Future<Output = Result<(), LazyError>> + Send;
 }
@@ -36,20 +39,21 @@ impl Reads {
                 self.runtime.spawn(async move {
                     match file.read(offset, &mut buffer).await {
                         Ok(()) => reply.data(&buffer),
-                        Err(error) => reply.error(failed(ino, &error)),
+                        Err(error) => reply.error(failed(ino, file.image(), &error)),
                     }
                     buffers.put(buffer);
                 });
                 return;
             }
-            Err(error) => reply.error(failed(ino, &error)),
+            Err(error) => reply.error(failed(ino, file.image(), &error)),
         }
         self.buffers.put(buffer);
     }
 }
 
 /// What the kernel is told about bytes that can't be had; the log is told more.
-pub(super) fn failed(ino: INodeNo, error: &LazyError) -> Errno {
-    tracing::error!(inode = ino.0, error = error as &dyn std::error::Error, "a file can't be read");
+pub(super) fn failed(ino: INodeNo, image: &str, error: &LazyError) -> Errno {
+    let layer = error.layer().map(tracing::field::display);
+    tracing::error!(image, layer, inode = ino.0, error = error as &dyn std::error::Error, "a file can't be read");
     Errno::EIO
 }

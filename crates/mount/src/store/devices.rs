@@ -30,7 +30,7 @@ pub(super) fn key(layer: &LayerIndex) -> Digest {
     Digest::of(&text)
 }
 
-/// Opens the device `key` of `layer`, with a source in each of `repositories`; with none of them, it serves what is
+/// Opens the device `key` of `layer`, first met in `image`, with a source in each of `repositories`; with none of them, it serves what is
 /// cached.
 pub(super) fn open(
     devices: &Devices,
@@ -38,6 +38,7 @@ pub(super) fn open(
     layer: &LayerIndex,
     checkpoints: Option<&BlobRef>,
     repositories: &[Repository],
+    image: &str,
 ) -> Result<Arc<Device>, DeviceError> {
     let (shift, groups) = checkpoint_groups(layer);
     let spec = |source: Arc<dyn Source>, checkpoints: Option<Arc<dyn Source>>| DeviceSpec {
@@ -47,6 +48,8 @@ pub(super) fn open(
         checkpoint_groups: groups.clone(),
         layer: source,
         checkpoints,
+        // Not below a level that may be switched off: lines of any level are within it.
+        log: tracing::error_span!(parent: None, "layer", image, layer = %layer.digest),
     };
     let Some((first, others)) = repositories.split_first() else {
         return devices.device(spec(Arc::new(Nowhere { digest: layer.digest }), None));
@@ -84,7 +87,8 @@ struct Shifted {
 #[async_trait::async_trait]
 impl Source for Shifted {
     async fn read(&self, range: Range<u64>) -> Result<ByteStream, SourceError> {
-        let shifted = |at: u64| at.checked_add(self.shift).ok_or_else(|| SourceError::new("a range beyond any blob"));
+        let beyond = || SourceError::lasting("a range beyond any blob");
+        let shifted = |at: u64| at.checked_add(self.shift).ok_or_else(beyond);
         self.source.read(shifted(range.start)?..shifted(range.end)?).await
     }
 
@@ -93,6 +97,10 @@ impl Source for Shifted {
             0 => self.source.describe(),
             shift => format!("{} from byte {shift}", self.source.describe()),
         }
+    }
+
+    fn distrust(&self, range: Range<u64>) -> bool {
+        self.source.distrust(range.start.saturating_add(self.shift)..range.end.saturating_add(self.shift))
     }
 }
 
@@ -104,7 +112,7 @@ struct Nowhere {
 #[async_trait::async_trait]
 impl Source for Nowhere {
     async fn read(&self, _range: Range<u64>) -> Result<ByteStream, SourceError> {
-        Err(SourceError::new(format!("no repository is known that has layer {}", self.digest)))
+        Err(SourceError::lasting(format!("no repository is known that has layer {}", self.digest)))
     }
 
     fn describe(&self) -> String {

@@ -1,9 +1,8 @@
 //! Files that appear whole or not at all.
 use super::StoreError;
+use clipper_device::disk::{Disk, DiskFile as _, LocalDisk};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -20,16 +19,20 @@ pub(super) enum Durability {
 }
 
 /// A directory of our own, only for root.
-pub(super) struct Directory {
+pub(super) struct Directory<D: Disk = LocalDisk> {
+    disk: D,
     path: PathBuf,
 }
 
-impl Directory {
+impl<D: Disk> Directory<D> {
     /// Opens the directory, made if it is missing, and removes what an interrupted write left.
-    pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        made.map_err(|source| StoreError::Disk { path: path.clone(), doing: "making the directory", source })?;
-        let directory = Self { path };
+    pub(super) fn open(disk: D, path: PathBuf) -> Result<Self, StoreError> {
+        let make = || match (disk.make_dir(&path)?, path.parent()) {
+            (true, Some(above)) => disk.sync_dir(above),
+            _ => Ok(()),
+        };
+        make().map_err(|source| StoreError::Disk { path: path.clone(), doing: "making the directory", source })?;
+        let directory = Self { disk, path };
         for name in directory.names()? {
             if name.ends_with(PARTIAL) {
                 directory.remove(&name)?;
@@ -44,23 +47,17 @@ impl Directory {
 
     /// The names of all files whose names are text; nothing of ours has another.
     pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
-        let list = || -> io::Result<Vec<String>> {
-            let mut names = Vec::new();
-            for entry in fs::read_dir(&self.path)? {
-                names.extend(entry?.file_name().into_string());
-            }
-            Ok(names)
-        };
-        list().map_err(|source| StoreError::Disk { path: self.path.clone(), doing: "listing", source })
+        let names = self.disk.names(&self.path);
+        names.map_err(|source| StoreError::Disk { path: self.path.clone(), doing: "listing", source })
     }
 
-    /// Opens file `name` for reading; `None` if it isn't there.
-    pub(super) fn read(&self, name: &str) -> Result<Option<File>, StoreError> {
+    /// The bytes of file `name`; `None` if it isn't there.
+    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.path(name);
-        match File::open(&path) {
-            Ok(file) => Ok(Some(file)),
+        match self.disk.read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::Disk { path, doing: "opening", source }),
+            Err(source) => Err(StoreError::Disk { path, doing: "reading", source }),
         }
     }
 
@@ -69,20 +66,20 @@ impl Directory {
         let partial = self.path(&format!("{name}{PARTIAL}"));
         let path = self.path(name);
         let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-            file.write_all(bytes)?;
+            let file = self.disk.create(&partial)?;
+            file.write_at(bytes, 0)?;
             if durability == Durability::Synced {
-                file.sync_all()?;
+                file.sync()?;
             }
-            fs::rename(&partial, &path)?;
+            self.disk.rename(&partial, &path)?;
             if durability == Durability::Synced {
-                File::open(&self.path)?.sync_all()?;
+                self.disk.sync_dir(&self.path)?;
             }
             Ok(())
         };
         write().map_err(|source| {
             // Best effort: the next start removes it otherwise.
-            let _ = fs::remove_file(&partial);
+            let _ = self.disk.remove(&partial);
             StoreError::Disk { path, doing: "writing", source }
         })
     }
@@ -91,8 +88,8 @@ impl Directory {
     pub(super) fn remove(&self, name: &str) -> Result<u64, StoreError> {
         let path = self.path(name);
         let remove = |path: &Path| -> io::Result<u64> {
-            let size = fs::symlink_metadata(path)?.len();
-            fs::remove_file(path)?;
+            let size = self.disk.facts(path)?.len;
+            self.disk.remove(path)?;
             Ok(size)
         };
         match remove(&path) {
@@ -106,21 +103,19 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
+    use std::fs;
 
     #[test]
     fn a_file_is_replaced_whole_and_leftovers_of_interrupted_writes_go() {
         let root = tempfile::tempdir().unwrap();
-        let directory = Directory::open(root.path().join("a/b")).unwrap();
+        let directory = Directory::open(LocalDisk, root.path().join("a/b")).unwrap();
         assert!(directory.read("x").unwrap().is_none());
         directory.write("x", b"one", Durability::Synced).unwrap();
         directory.write("x", b"two!", Durability::Rebuildable).unwrap();
-        let mut text = String::new();
-        directory.read("x").unwrap().unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "two!");
+        assert_eq!(directory.read("x").unwrap().unwrap(), b"two!");
 
         fs::write(directory.path("y.partial"), b"half").unwrap();
-        let directory = Directory::open(root.path().join("a/b")).unwrap();
+        let directory = Directory::open(LocalDisk, root.path().join("a/b")).unwrap();
         assert_eq!(directory.names().unwrap(), ["x"]);
         assert_eq!(directory.remove("x").unwrap(), 4);
         assert_eq!(directory.remove("x").unwrap(), 0);
@@ -130,7 +125,7 @@ mod tests {
     fn a_disk_that_refuses_is_named() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("file"), b"").unwrap();
-        let error = Directory::open(root.path().join("file/dir")).err().unwrap();
+        let error = Directory::open(LocalDisk, root.path().join("file/dir")).err().unwrap();
         assert!(error.to_string().contains("file/dir: making the directory"), "{error}");
     }
 }

@@ -20,7 +20,7 @@ impl Store {
     /// the one in the index of the topmost layer: what other indexes tell of shared layers is about other images. What
     /// fails is logged: readers fetch what they need.
     pub(super) async fn stream_hot(self: &Arc<Self>, layers: &[LayerRef], indexes: &Indexes) {
-        let Some(LayerRef { index: digest, repositories, .. }) = layers.last() else { return };
+        let Some(LayerRef { index: digest, repositories, image, .. }) = layers.last() else { return };
         let index = &indexes[digest];
         let Some(hot) = &index.hot else { return };
         if repositories.is_empty() || !self.hot.lock().insert(*digest) {
@@ -30,6 +30,7 @@ impl Store {
             index: *digest,
             layer: layer.digest,
             repositories: repositories.clone(),
+            image: image.clone(),
         });
         if let Err(error) = self.start_stream(*digest, index, hot, all.collect()).await {
             let error = &error as &dyn std::error::Error;
@@ -50,6 +51,8 @@ impl Store {
             let repository = self.repository(hot.blob.digest, reference)?;
             sources.push(Arc::new(repository.blob(hot.blob.digest, hot.blob.size)));
         }
+        let image = layers.last().map(LayerRef::image_name).unwrap_or_default();
+        let log = tracing::error_span!("image", %image);
         let lease = self.leases.take(layers.iter().map(LayerRef::id).collect());
         let devices = self.devices_of(layers, [(digest, Arc::clone(index))].into()).await?;
         let frames = hot.frames.iter().map(|frame| HotFrameSpec {
@@ -57,7 +60,7 @@ impl Store {
             parts: frame.pieces.iter().filter_map(|piece| part(piece, &devices)).collect(),
             blake3: frame.blake3,
         });
-        let spec = HotSpec { digest: hot.blob.digest, sources, frames: frames.collect() };
+        let spec = HotSpec { digest: hot.blob.digest, sources, frames: frames.collect(), log };
         drop(devices);
         let Some(stream) = self.devices.stream_hot(spec) else {
             self.hot.lock().remove(&digest);

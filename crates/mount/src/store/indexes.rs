@@ -3,10 +3,10 @@ use super::{
     StoreError,
     files::{Directory, Durability},
 };
+use clipper_device::disk::{Disk, LocalDisk};
 use clipper_format::{Digest, index::Index};
 use std::{
     collections::{HashMap, HashSet},
-    io::Read as _,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,8 +16,8 @@ use std::{
 pub(super) const MEMORY: Duration = Duration::from_secs(10);
 
 /// The directory of index blobs, each named by the hex digits of its digest.
-pub(super) struct IndexCache {
-    directory: Directory,
+pub(super) struct IndexCache<D: Disk = LocalDisk> {
+    directory: Directory<D>,
     recent: Mutex<Recent>,
 }
 
@@ -29,9 +29,9 @@ struct Recent {
     swept: bool,
 }
 
-impl IndexCache {
-    pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        Ok(Self { directory: Directory::open(path)?, recent: Mutex::default() })
+impl<D: Disk> IndexCache<D> {
+    pub(super) fn open(disk: D, path: PathBuf) -> Result<Self, StoreError> {
+        Ok(Self { directory: Directory::open(disk, path)?, recent: Mutex::default() })
     }
 
     /// The index `digest`, if it is cached and sound.
@@ -41,10 +41,7 @@ impl IndexCache {
             return Ok(Some(Arc::clone(index)));
         }
         let name = digest.hex();
-        let Some(mut file) = self.directory.read(&name)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        let read = file.read_to_end(&mut bytes);
-        read.map_err(|source| StoreError::Disk { path: self.directory.path(&name), doing: "reading", source })?;
+        let Some(bytes) = self.directory.read(&name)? else { return Ok(None) };
         if Digest::of(&bytes) != digest {
             let path = self.directory.path(&name);
             tracing::warn!(index = %path.display(), "a cached index is damaged and is fetched again");

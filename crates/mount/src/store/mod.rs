@@ -5,21 +5,25 @@ mod flight;
 mod hot;
 mod indexes;
 mod lease;
+mod loading;
+#[cfg(test)]
+mod power;
 mod reclaim;
+mod space;
 mod trees;
 
 use crate::{
-    Beneath, Drivers, LayerRef, LazyDevice, LazyError, LazyImage, MountError, MountOptions, Mounted,
+    Beneath, Drivers, Keeper, LayerRef, LazyDevice, LazyError, LazyImage, MountError, MountOptions, Mounted,
     layer::LayerId,
     store::{
         flight::Flights,
         hot::HotStreams,
         indexes::IndexCache,
         lease::Leases,
-        trees::{Place, TreeCache, TreeRecipe},
+        trees::{TreeCache, TreeRecipe},
     },
 };
-use clipper_device::{DeviceError, DeviceOptions, Devices};
+use clipper_device::{DeviceError, DeviceOptions, Devices, disk::LocalDisk};
 use clipper_format::{
     Digest,
     erofs::{self, ErofsError, Image},
@@ -29,6 +33,8 @@ use clipper_format::{
 };
 use clipper_registry::{Client, Reference, RegistryError, Repository};
 pub(crate) use lease::Lease;
+pub use loading::{LayerProgress, OpenLayers};
+pub use space::{DiskUsage, LayerUsage};
 use std::{
     collections::{HashMap, hash_map::Entry},
     io,
@@ -36,6 +42,7 @@ use std::{
     sync::Arc,
 };
 use tokio::{runtime::Handle, task::spawn_blocking, time::sleep};
+pub(crate) use trees::Place;
 
 /// What a store is opened with.
 pub struct StoreOptions {
@@ -69,6 +76,14 @@ pub struct Store {
     leases: Arc<Leases>,
     hot: HotStreams,
     drivers: Drivers,
+}
+
+/// What an image is made from: all that another process needs to make the same again.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// Bottom first.
+    pub(crate) layers: Vec<LayerRef>,
+    pub(crate) place: Place,
 }
 
 /// Decoded indexes by digest.
@@ -159,6 +174,9 @@ pub enum StoreError {
         /// What went wrong.
         source: Box<DeviceError>,
     },
+    /// What is on the disk of the devices can't be told.
+    #[error("the disk usage can't be told")]
+    Usage(#[source] DeviceError),
     /// Tree and devices don't fit each other.
     #[error(transparent)]
     Image(#[from] LazyError),
@@ -173,15 +191,37 @@ impl Store {
     /// # Errors
     /// If the directories can't be made or read.
     pub fn open(options: StoreOptions, runtime: Handle) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(options, runtime, None)
+    }
+
+    /// As [`Store::open`], with mounts that `keeper` keeps for the next process, which
+    /// [takes them over](Store::take_over).
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_kept(options: StoreOptions, runtime: Handle, keeper: Arc<dyn Keeper>) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(options, runtime, Some(keeper))
+    }
+
+    /// From now on what is dropped is unmounted, also if the store was opened kept: no process is going to take it over.
+    pub fn unmount_dropped(&self) {
+        self.drivers.keeping().unmount_dropped();
+    }
+
+    fn open_with(
+        options: StoreOptions,
+        runtime: Handle,
+        keeper: Option<Arc<dyn Keeper>>,
+    ) -> Result<Arc<Self>, StoreError> {
         let StoreOptions { root, client, .. } = options;
-        let indexes = IndexCache::open(root.join("indexes"))?;
-        let trees = TreeCache::open(root.join("trees"))?;
+        let indexes = IndexCache::open(LocalDisk, root.join("indexes"))?;
+        let trees = TreeCache::open(LocalDisk, root.join("trees"))?;
         let devices = root.join("devices");
         let devices = Devices::open(devices.clone(), options.devices, runtime.clone())
             .map_err(|error| StoreError::Devices { path: devices, source: Box::new(error) })?;
         Ok(Arc::new(Self {
             client,
-            drivers: Drivers::new(root, runtime.clone()),
+            drivers: Drivers::kept(root, runtime.clone(), keeper),
             runtime,
             devices,
             indexes,
@@ -236,13 +276,20 @@ impl Store {
     }
 
     async fn image_at(self: &Arc<Self>, layers: &[LayerRef], place: Place) -> Result<LazyImage, StoreError> {
-        let recipe = TreeRecipe { layers: layers.iter().map(LayerRef::id).collect(), place };
+        self.image_of(&Origin { layers: layers.to_vec(), place }).await
+    }
+
+    /// The lazy image that was made from `origin` before, or in another process.
+    pub(crate) async fn image_of(self: &Arc<Self>, origin: &Origin) -> Result<LazyImage, StoreError> {
+        let Origin { layers, place } = origin;
+        let recipe = TreeRecipe { layers: layers.iter().map(LayerRef::id).collect(), place: place.clone() };
         let lease = self.leases.take(recipe.layers.clone());
         let indexes = self.indexes_of(layers).await?;
         self.stream_hot(layers, &indexes).await;
         let devices = self.devices_of(layers.to_vec(), indexes.clone()).await?;
         let (tree, file) = self.tree(recipe, indexes).await?;
-        Ok(LazyImage::leased(tree, file, devices, Some(lease))?)
+        let name = layers.last().map(LayerRef::image_name).unwrap_or_default();
+        Ok(LazyImage::leased(name, tree, file, devices, lease, origin.clone())?)
     }
 
     /// Mounts `layers`, bottom first, read-only on `dir`. See [`Store::image`] and [`Mounted`].
@@ -358,7 +405,8 @@ impl Store {
                 .ok_or_else(|| StoreError::NoIndex { digest, repository: at() })?,
         };
         let store = Arc::clone(self);
-        let index = spawn_blocking(move || store.indexes.store(digest, &bytes)).await??;
+        let index =
+            spawn_blocking(move || store.with_room(bytes.len(), || store.indexes.store(digest, &bytes))).await??;
         self.forget_indexes_later();
         Ok(index)
     }
@@ -383,7 +431,8 @@ impl Store {
                 for reference in &layer.repositories {
                     repositories.push(store.repository(layer.layer, reference)?);
                 }
-                let device = devices::open(&store.devices, key, described, index.checkpoints.as_ref(), &repositories);
+                let (checkpoints, image) = (index.checkpoints.as_ref(), layer.image_name());
+                let device = devices::open(&store.devices, key, described, checkpoints, &repositories, &image);
                 let device =
                     device.map_err(|error| StoreError::Device { layer: layer.layer, source: Box::new(error) })?;
                 devices.push(LazyDevice { layer: layer.layer, device });
@@ -424,7 +473,7 @@ impl Store {
             };
             let bytes = erofs::write(&merged).map_err(StoreError::Write)?;
             drop(merged);
-            let file = match store.trees.store(&recipe, &bytes) {
+            let file = match store.with_room(bytes.len(), || store.trees.store(&recipe, &bytes)) {
                 Ok(()) => Some(store.trees.file(&recipe)),
                 Err(error) => {
                     // A full disk must not keep a container from starting: the tree is made again next time.

@@ -6,16 +6,6 @@ use std::{collections::HashSet, sync::Arc};
 use tokio::task::spawn_blocking;
 
 impl Store {
-    /// Bytes of the layer's device that are on disk; 0 for a layer that was never mounted.
-    ///
-    /// # Errors
-    /// If the local disk fails.
-    pub async fn usage(self: &Arc<Self>, layer: &LayerRef) -> Result<u64, StoreError> {
-        let (store, id) = (Arc::clone(self), layer.id());
-        let key = spawn_blocking(move || store.device_key(id)).await??;
-        Ok(key.map_or(0, |key| self.devices.usage(&key)))
-    }
-
     /// Removes the devices, indexes and merged trees that neither the layers `in_use` nor any image of this process
     /// needs, and tells how many bytes that freed.
     ///
@@ -26,6 +16,12 @@ impl Store {
         spawn_blocking(move || store.retain_blocking(in_use)).await?
     }
 
+    /// Waits until [`retain`](Self::retain) can reclaim more than it could the last time: what only images of this process
+    /// needed, and these are gone.
+    pub async fn reclaimable(&self) {
+        self.leases.released().await;
+    }
+
     fn retain_blocking(&self, mut layers: HashSet<LayerId>) -> Result<u64, StoreError> {
         // Indexes are read before anybody has to wait.
         let mut all_known = true;
@@ -34,7 +30,7 @@ impl Store {
         }
         // Nobody takes a lease meanwhile: an image is either counted here or finds things gone and makes them again.
         let mut state = self.leases.lock();
-        layers.extend(state.layers());
+        state.add_to(&mut layers);
         let LeaseState { device_keys, .. } = &mut *state;
         device_keys.retain(|layer, _| layers.contains(layer));
         let mut freed = self.trees.retain(&layers)?;
@@ -56,7 +52,7 @@ impl Store {
     }
 
     /// The key of the layer's device, if its index is cached.
-    fn device_key(&self, layer: LayerId) -> Result<Option<Digest>, StoreError> {
+    pub(super) fn device_key(&self, layer: LayerId) -> Result<Option<Digest>, StoreError> {
         if let Some(key) = self.leases.lock().device_keys.get(&layer) {
             return Ok(Some(*key));
         }

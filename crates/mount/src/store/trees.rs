@@ -14,8 +14,9 @@ use super::{
     files::{Directory, Durability},
 };
 use crate::{Beneath, layer::LayerId};
+use clipper_device::disk::{Disk, LocalDisk};
 use clipper_format::{Digest, erofs::Image};
-use std::{collections::HashSet, io::Read as _, path::PathBuf, sync::Arc};
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 const ENDING: &str = ".erofs";
 const MAGIC: &[u8; 8] = b"CLIPTREE";
@@ -27,8 +28,8 @@ const FIXED: usize = 4 + MAGIC.len() + DIGEST;
 const VERSION: u32 = 1;
 
 /// The directory of merged trees.
-pub(super) struct TreeCache {
-    directory: Directory,
+pub(super) struct TreeCache<D: Disk = LocalDisk> {
+    directory: Directory<D>,
 }
 
 /// What a merged tree is made from.
@@ -41,7 +42,7 @@ pub(super) struct TreeRecipe {
 
 /// Where a merged tree will lie.
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// At the bottom.
     Bottom,
     /// Above something that isn't known: whiteouts are kept.
@@ -65,15 +66,15 @@ impl TreeRecipe {
     }
 }
 
-impl TreeCache {
-    pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        Ok(Self { directory: Directory::open(path)? })
+impl<D: Disk> TreeCache<D> {
+    pub(super) fn open(disk: D, path: PathBuf) -> Result<Self, StoreError> {
+        Ok(Self { directory: Directory::open(disk, path)? })
     }
 
     /// The tree of `recipe`, if it is cached and sound.
     pub(super) fn load(&self, recipe: &TreeRecipe) -> Result<Option<Image>, StoreError> {
         let name = file_name(recipe);
-        let Some(bytes) = self.read(&name)? else { return Ok(None) };
+        let Some(bytes) = self.directory.read(&name)? else { return Ok(None) };
         let image = parse_trailer(&bytes).filter(|(_, layers)| *layers == recipe.layers);
         let image = image.and_then(|(end, _)| Image::parse(Arc::from(&bytes[..end])).ok());
         if image.is_none() {
@@ -106,20 +107,12 @@ impl TreeCache {
     pub(super) fn retain(&self, layers: &HashSet<LayerId>) -> Result<u64, StoreError> {
         let mut freed = 0;
         for name in self.directory.names()? {
-            let used = self.read(&name)?.and_then(|bytes| parse_trailer(&bytes));
+            let used = self.directory.read(&name)?.and_then(|bytes| parse_trailer(&bytes));
             if used.is_none_or(|(_, used)| used.iter().any(|layer| !layers.contains(layer))) {
                 freed += self.directory.remove(&name)?;
             }
         }
         Ok(freed)
-    }
-
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let Some(mut file) = self.directory.read(name)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        let read = file.read_to_end(&mut bytes);
-        read.map_err(|source| StoreError::Disk { path: self.directory.path(name), doing: "reading", source })?;
-        Ok(Some(bytes))
     }
 }
 
@@ -156,7 +149,7 @@ mod tests {
 
     fn cache() -> (tempfile::TempDir, TreeCache, Vec<u8>) {
         let root = tempfile::tempdir().unwrap();
-        let cache = TreeCache::open(root.path().join("trees")).unwrap();
+        let cache = TreeCache::open(LocalDisk, root.path().join("trees")).unwrap();
         (root, cache, erofs::write(&Tree::empty()).unwrap())
     }
 

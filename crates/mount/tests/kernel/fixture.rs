@@ -3,7 +3,8 @@ use crate::tarball::{Entry, tarball};
 use clipper_device::{DeviceError, DeviceOptions};
 use clipper_format::{
     Digest,
-    gzip::{self, CHECKPOINTS_PER_GROUP, IndexOptions, IndexedSpan},
+    checkpoints::CheckpointGroups,
+    gzip::{self, IndexOptions, IndexedSpan},
     index::{
         ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, Index, LayerIndex, MEDIA_TYPE_CHECKPOINTS,
         MEDIA_TYPE_INDEX_ARTIFACT, MEDIA_TYPE_INDEX_LAYER, PackedTree,
@@ -118,7 +119,12 @@ impl Image {
         let reference = reference(dir.path().to_owned(), "latest_accelerated");
         let layers = digests
             .into_iter()
-            .map(|layer| LayerRef { index: index_ref.digest, layer, repositories: vec![reference.clone()] })
+            .map(|layer| LayerRef {
+                index: index_ref.digest,
+                layer,
+                repositories: vec![reference.clone()],
+                image: None,
+            })
             .collect();
         Self { dir, layers }
     }
@@ -180,13 +186,12 @@ fn index_layer(tar: &[u8], packing: Packing, checkpoints: &mut Vec<u8>) -> (Vec<
         walker.push(&span.bytes).unwrap();
     }
     let tree = PackedTree::pack(&walker.finish().unwrap()).unwrap();
-    let mut groups = Vec::new();
-    let points: Vec<_> = spans.iter().filter_map(|span| span.checkpoint.clone()).collect();
-    for group in points.chunks(CHECKPOINTS_PER_GROUP) {
-        let start = checkpoints.len() as u64;
-        checkpoints.extend(gzip::encode_group(group, 3));
-        groups.push(start..checkpoints.len() as u64);
-    }
+    let mut points = CheckpointGroups::new(3);
+    spans.iter().filter_map(|span| span.checkpoint.clone()).for_each(|checkpoint| points.push(checkpoint));
+    let (own, groups) = points.finish();
+    let first = checkpoints.len() as u64;
+    let groups = groups.into_iter().map(|group| group.start + first..group.end + first).collect();
+    checkpoints.extend(own);
     let spans = spans.iter().map(IndexedSpan::to_span).collect();
     let layer = LayerIndex {
         digest: Digest::of(&packed),

@@ -73,6 +73,7 @@ fn device(dir: &Path) -> LazyDevice {
         checkpoint_groups: Vec::new(),
         layer: Arc::new(Nothing),
         checkpoints: None,
+        log: tracing::Span::none(),
     });
     LazyDevice { layer, device: device.unwrap() }
 }

@@ -16,11 +16,11 @@ use std::{
 };
 
 /// An overlay; unmounted when dropped.
-struct Overlay(PathBuf);
+pub struct Overlay(PathBuf);
 
 impl Overlay {
     /// With `lower`, topmost first, and a fresh upper directory.
-    fn new(node: &Node, lower: &[&Path]) -> Self {
+    pub fn new(node: &Node, lower: &[&Path]) -> Self {
         let lower: Vec<_> = lower.iter().map(|dir| dir.display().to_string()).collect();
         let (upper, work, target) = (node.dir("upper"), node.dir("work"), node.dir("merged"));
         let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
@@ -29,7 +29,7 @@ impl Overlay {
         Self(target)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
