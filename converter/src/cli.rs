@@ -1,4 +1,5 @@
 //! The command line: what users can say, and the texts of `--help`.
+use crate::node::NodeArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clipper_registry::{Client, ClientOptions, Reference};
 use std::path::PathBuf;
@@ -106,6 +107,10 @@ pub enum Command {
     /// files were read, in the order of first touch: a trace, for `clipper convert --trace`. Ends when --url answers, when
     /// the command exits, or after --timeout. The container runs on the host's network and is removed in the end.
     Record(RecordArgs),
+    /// Look at the snapshotter of this node and steer it: status, images, disk, prefetch, evict, trace
+    ///
+    /// Speaks to the daemon's control socket, so it has to run as root on the node itself.
+    Node(NodeArgs),
 }
 
 /// How the result relates to the base image.
@@ -352,7 +357,7 @@ fn parse_hot_limit(text: &str) -> Result<HotLimit, String> {
 }
 
 /// Bytes, or K, M, G of 1024 each.
-fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let units = [('K', 10), ('M', 20), ('G', 30)];
     let unit =
         units.iter().find_map(|(unit, shift)| Some((text.strip_suffix([*unit, unit.to_ascii_lowercase()])?, shift)));

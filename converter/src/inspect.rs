@@ -64,6 +64,10 @@ struct InspectedLayer {
     /// Spans that decode from nothing but their own source bytes.
     spans_without_checkpoint: usize,
     checkpoints_size: u64,
+    /// Device bytes of its longest span: how long spans of a large zstd frame are is chosen by what it costs to enter it.
+    longest_span: u32,
+    /// What it adds to the index and the checkpoints blob, in percent of its own bytes.
+    overhead_percent: f64,
 }
 
 /// Runs the command.
@@ -124,6 +128,7 @@ async fn inspect(repository: &Repository, image: &AcceleratedImage) -> Result<In
 
 fn inspect_layer(layer: &LayerIndex) -> InspectedLayer {
     let spans = layer.spans.spans();
+    let checkpoints_size = layer.checkpoint_groups.iter().map(|g| g.end - g.start).sum();
     InspectedLayer {
         digest: layer.digest,
         diff_id: layer.diff_id,
@@ -134,7 +139,9 @@ fn inspect_layer(layer: &LayerIndex) -> InspectedLayer {
         tree_size: layer.tree.len(),
         spans: spans.len(),
         spans_without_checkpoint: spans.iter().filter(|s| s.start.checkpoint().is_none()).count(),
-        checkpoints_size: layer.checkpoint_groups.iter().map(|g| g.end - g.start).sum(),
+        checkpoints_size,
+        longest_span: spans.iter().map(|span| span.device_len).max().unwrap_or_default(),
+        overhead_percent: percent(layer.encoded_len() as u64 + checkpoints_size, layer.source_size),
     }
 }
 
@@ -145,6 +152,7 @@ fn format(spans: &[Span]) -> &'static str {
         [] => "empty",
         _ if all(|start| matches!(start, Start::Stored)) => "tar",
         _ if all(|start| matches!(start, Start::ZstdFrame { .. })) => "zstd frames",
+        _ if spans.iter().any(|span| matches!(span.start, Start::ZstdBlock { .. })) => "zstd",
         // A layer of one span is a member, too: nothing more can be told.
         [_, _, ..] if all(|start| matches!(start, Start::GzipMember { .. })) => "gzip members",
         _ => "gzip",
@@ -176,21 +184,24 @@ fn print(image: &Inspected) {
         None => println!("    start-up      not recorded: see clipper record"),
     }
     println!("    overhead      {:.2} % of the compressed layers", image.overhead_percent);
-    println!("    spans         {} of at most {}", image.spans, human(image.span_size.into()));
+    let longest = image.layers.iter().map(|layer| layer.longest_span).max().unwrap_or_default();
+    println!("    spans         {} of at most {}", image.spans, human(longest.max(image.span_size).into()));
     println!(
-        "    {:14}{:13}{:>12} {:>12} {:>9} {:>7} {:>13}",
-        "layer", "format", "compressed", "unpacked", "files", "spans", "checkpoints"
+        "    {:14}{:13}{:>12} {:>12} {:>9} {:>7} {:>12} {:>13} {:>9}",
+        "layer", "format", "compressed", "unpacked", "files", "spans", "longest", "checkpoints", "overhead"
     );
     for layer in &image.layers {
         println!(
-            "    {:14}{:13}{:>12} {:>12} {:>9} {:>7} {:>13}",
+            "    {:14}{:13}{:>12} {:>12} {:>9} {:>7} {:>12} {:>13} {:>7.2} %",
             &layer.digest.hex()[..12],
             layer.format,
             human(layer.size),
             human(layer.device_size),
             layer.inodes,
             layer.spans,
+            human(layer.longest_span.into()),
             human(layer.checkpoints_size),
+            layer.overhead_percent,
         );
     }
 }

@@ -6,6 +6,7 @@ mod copy;
 mod images;
 mod inspect;
 mod mount;
+mod node;
 mod pull;
 mod record;
 mod report;
@@ -26,6 +27,7 @@ async fn main() -> ExitCode {
         Command::Check(args) => check::run(&cli.common, args).await,
         Command::Mount(args) => mount::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
         Command::Record(args) => record::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
+        Command::Node(args) => node::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
         Command::Pull(args) => pull::run(&cli.common, args).await.map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| report::failure(&error))

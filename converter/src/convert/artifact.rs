@@ -264,7 +264,7 @@ mod tests {
         let spans = SpanTable::new(Vec::new(), 7).unwrap();
         let (diff_id, source_size, checkpoint_groups) = (base, 7, Vec::new());
         let index = LayerIndex { digest: own, diff_id, source_size, tree, spans, checkpoint_groups };
-        (base, Arc::new(IndexedLayer { index, checkpoints: Vec::new(), took: None }))
+        (base, Arc::new(IndexedLayer { index, checkpoints: Vec::new(), took: None, parts: None }))
     }
 
     fn edition(repacked: Option<Compression>) -> Edition {

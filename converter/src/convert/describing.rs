@@ -1,8 +1,10 @@
 //! The stage that hashes a layer, walks its tar, and keeps its spans and checkpoints.
 use super::layer::{LayerError, Piece};
+use super::parts::Checkpoints;
 use clipper_format::Digest;
+use clipper_format::checkpoints::CheckpointGroups;
 use clipper_format::chunked::{Cutter, Group};
-use clipper_format::gzip::{self, CHECKPOINTS_PER_GROUP, Checkpoint, IndexedSpan};
+use clipper_format::gzip::{IndexedSpan, SpanCheckpoint};
 use clipper_format::index::PackedTree;
 use clipper_format::span::Span;
 use clipper_format::tar::{LayerWalker, Limits};
@@ -11,7 +13,7 @@ use std::ops::Range;
 use std::sync::mpsc::Receiver;
 use tokio::sync::mpsc::Sender;
 
-/// The zstd level of checkpoint groups.
+/// The zstd level of groups of gzip checkpoints.
 const CHECKPOINT_LEVEL: i32 = 12;
 
 /// The describing stage.
@@ -19,9 +21,37 @@ pub struct Describing {
     walker: LayerWalker,
     packing: Option<Packing>,
     spans: Vec<Span>,
-    group: Vec<Checkpoint>,
-    checkpoints: Vec<u8>,
-    groups: Vec<Range<u64>>,
+    checkpoints: CheckpointGroups,
+    /// The span at hand, and its part.
+    span: Option<Open>,
+    part: Option<Open>,
+    /// Parts of long spans, and their checkpoints by their first device bytes.
+    parts: Vec<Span>,
+    own: Checkpoints,
+}
+
+/// A span of which some bytes have come.
+struct Open {
+    span: IndexedSpan,
+    hash: blake3::Hasher,
+    len: u32,
+}
+
+impl Open {
+    fn new(span: IndexedSpan) -> Self {
+        Self { span, hash: blake3::Hasher::new(), len: 0 }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.len += bytes.len() as u32;
+    }
+
+    fn close(self) -> (Span, Option<SpanCheckpoint>) {
+        let IndexedSpan { device_offset, source_offset, source_len, start, checkpoint, .. } = self.span;
+        let blake3 = *self.hash.finalize().as_bytes();
+        (Span { device_offset, device_len: self.len, source_offset, source_len, start, blake3 }, checkpoint)
+    }
 }
 
 /// Where what is to be repacked goes.
@@ -36,12 +66,14 @@ pub struct Packing {
 pub struct Described {
     /// The layer's tree.
     pub tree: PackedTree,
-    /// The spans; without meaning if the layer can't be indexed.
+    /// The spans.
     pub spans: Vec<Span>,
     /// The layer's checkpoints blob.
     pub checkpoints: Vec<u8>,
     /// Where the groups of checkpoints are in it.
     pub groups: Vec<Range<u64>>,
+    /// The parts of long spans, and their own checkpoints, encoded, by their first device bytes; if there are any.
+    pub parts: Option<(Vec<Span>, Checkpoints)>,
 }
 
 impl Describing {
@@ -49,33 +81,67 @@ impl Describing {
     pub fn new(packing: Option<Packing>) -> Self {
         let limits = Limits::default();
         let walker = if packing.is_some() { LayerWalker::listing(limits) } else { LayerWalker::new(limits) };
-        Self { walker, packing, spans: Vec::new(), group: Vec::new(), checkpoints: Vec::new(), groups: Vec::new() }
+        Self {
+            walker,
+            packing,
+            spans: Vec::new(),
+            checkpoints: CheckpointGroups::new(CHECKPOINT_LEVEL),
+            span: None,
+            part: None,
+            parts: Vec::new(),
+            own: Checkpoints::new(),
+        }
     }
 
-    /// Takes everything that the inflating stage sends, until that ends.
+    /// Takes everything that the inflating stage sends, until that ends, and gives back buffers.
     ///
     /// # Errors
     /// The layer isn't what its digest and diff ID say, isn't a tar, or nobody takes its groups any more.
-    pub fn run(mut self, digest: Digest, diff_id: Digest, pieces: &Receiver<Piece>) -> Result<Described, LayerError> {
+    pub fn run(
+        mut self,
+        digest: Digest,
+        diff_id: Digest,
+        pieces: &Receiver<Piece>,
+        used: &std::sync::mpsc::Sender<Vec<u8>>,
+    ) -> Result<Described, LayerError> {
         let (mut source_hash, mut device_hash) = (Sha256::new(), Sha256::new());
         let mut walked = Ok(());
         while let Ok(piece) = pieces.recv() {
-            match piece {
-                Piece::Compressed(bytes) => source_hash.update(&bytes),
-                Piece::Span(span) => {
-                    device_hash.update(&span.bytes);
-                    if walked.is_ok() {
-                        // Go on hashing after a complaint: a wrong digest explains it better.
-                        walked = self.walker.push(&span.bytes);
-                    }
-                    if walked.is_ok() {
-                        self.pack(&span.bytes).ok_or(LayerError::Stopped(digest))?;
-                    }
-                    self.span(span);
+            // What is held makes place when it has been hashed.
+            let (mut bytes, _held, again) = match piece {
+                Piece::Compressed(bytes, _held) => {
+                    source_hash.update(&bytes);
+                    continue;
                 }
+                Piece::Part(part) => {
+                    self.close_part();
+                    self.part = Some(Open::new(part));
+                    continue;
+                }
+                Piece::Span(mut span, held) => {
+                    self.close();
+                    let bytes = std::mem::take(&mut span.bytes);
+                    self.span = Some(Open::new(span));
+                    (bytes, held, false)
+                }
+                Piece::More(bytes, held) => (bytes, held, true),
+            };
+            device_hash.update(&bytes);
+            if walked.is_ok() {
+                // Go on hashing after a complaint: a wrong digest explains it better.
+                walked = self.walker.push(&bytes);
+            }
+            if walked.is_ok() {
+                self.pack(&bytes).ok_or(LayerError::Stopped(digest))?;
+            }
+            self.span.iter_mut().chain(&mut self.part).for_each(|open| open.push(&bytes));
+            if again {
+                bytes.clear();
+                // Whoever needs none any more is gone.
+                let _ = used.send(bytes);
             }
         }
-        self.flush();
+        self.close();
         let actual = Digest::from_bytes(source_hash.finalize().into());
         if actual != digest {
             return Err(LayerError::Digest(digest, actual));
@@ -90,27 +156,31 @@ impl Describing {
             return Err(LayerError::DiffId { layer: digest, expected: diff_id, actual });
         }
         let tree = PackedTree::pack(&tree).map_err(|e| LayerError::Tree(digest, e))?;
-        Ok(Described { tree, spans: self.spans, checkpoints: self.checkpoints, groups: self.groups })
+        let (checkpoints, groups) = self.checkpoints.finish();
+        let parts = (!self.parts.is_empty()).then_some((self.parts, self.own));
+        Ok(Described { tree, spans: self.spans, checkpoints, groups, parts })
     }
 
-    fn span(&mut self, span: IndexedSpan) {
-        self.spans.push(span.to_span());
-        if let Some(checkpoint) = span.checkpoint {
-            self.group.push(checkpoint);
-            if self.group.len() == CHECKPOINTS_PER_GROUP {
-                self.flush();
+    /// The span at hand has ended.
+    fn close(&mut self) {
+        self.close_part();
+        if let Some(open) = self.span.take() {
+            let (span, checkpoint) = open.close();
+            self.spans.push(span);
+            if let Some(checkpoint) = checkpoint {
+                self.checkpoints.push(checkpoint);
             }
         }
     }
 
-    fn flush(&mut self) {
-        if self.group.is_empty() {
-            return;
+    fn close_part(&mut self) {
+        if let Some(open) = self.part.take() {
+            let (span, checkpoint) = open.close();
+            if let Some(SpanCheckpoint::Zstd(encoded)) = checkpoint {
+                self.own.insert(span.device_offset, encoded);
+            }
+            self.parts.push(span);
         }
-        let start = self.checkpoints.len() as u64;
-        self.checkpoints.extend_from_slice(&gzip::encode_group(&self.group, CHECKPOINT_LEVEL));
-        self.groups.push(start..self.checkpoints.len() as u64);
-        self.group.clear();
     }
 
     /// Sends on what can be compressed. `None` if nobody takes it.

@@ -1,18 +1,20 @@
 //! Indexing one layer: a pipeline from the blob's bytes to its tree, spans and checkpoints, and to a repacked layer.
 use super::again::again;
-use super::codec::{Begin, Codec, CodecError, MAGIC};
+use super::codec::{Codec, MAGIC};
 use super::describing::{Described, Describing};
+use super::parts::Parts;
 use super::repack::{self, Repack, RepackError, RepackedLayer};
+use super::room::{Held, Room};
 use crate::report::Task;
 use bytes::Bytes;
 use clipper_format::Digest;
 use clipper_format::gzip::{self, IndexedSpan};
 use clipper_format::index::{LayerIndex, PackError};
 use clipper_format::span::SpanTable;
-use clipper_format::zstd::{self, ZstdError};
+use clipper_format::zstd::{Sink, ZstdError};
 use clipper_registry::Blob;
 use futures::StreamExt;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 /// A layer to index.
@@ -20,10 +22,24 @@ use std::time::{Duration, Instant};
 pub struct LayerInput {
     /// Its blob in the source repository.
     pub blob: Blob,
-    /// Its media type, for error texts.
-    pub media_type: String,
     /// What its uncompressed bytes must hash to.
     pub diff_id: Digest,
+    /// Whether its media type says that it is zstd.
+    pub zstd: bool,
+}
+
+/// Memory for zstd layers that are indexed side by side, MiB.
+pub const MEMORY: u32 = 512;
+/// What one may take: source bytes of a span and a half, what these refer to, and a few windows. Only windows of tens of
+/// MiB take more.
+const LAYER: u32 = 160;
+
+impl LayerInput {
+    /// What indexing it may take of [`MEMORY`], MiB. Other layers than those of zstd take little.
+    pub fn memory(&self) -> u32 {
+        let several = self.blob.size().div_ceil(1 << 20).saturating_mul(3);
+        if self.zstd { several.min(LAYER.into()) as u32 } else { 0 }
+    }
 }
 
 /// An indexed layer.
@@ -34,13 +50,26 @@ pub struct IndexedLayer {
     pub checkpoints: Vec<u8>,
     /// How long indexing took; `None` if it was taken over from an earlier index.
     pub took: Option<Duration>,
+    /// Where it can be read again, if long spans have parts.
+    pub parts: Option<Parts>,
+}
+
+impl IndexedLayer {
+    /// Bytes that the layer adds to the index and the checkpoints blob.
+    pub fn size(&self) -> usize {
+        self.index.encoded_len() + self.checkpoints.len()
+    }
+
+    /// The spans by which the conversion reads it again.
+    pub fn spans(&self) -> &SpanTable {
+        self.parts.as_ref().map_or(&self.index.spans, Parts::spans)
+    }
 }
 
 /// What came of a layer.
-#[derive(Default)]
 pub struct DescribedLayer {
-    /// Its index; `None` if it is one zstd frame, which can be repacked but not indexed.
-    pub index: Option<IndexedLayer>,
+    /// Its index.
+    pub index: IndexedLayer,
     /// The repacked layer, if there should be one.
     pub repacked: Option<RepackedLayer>,
 }
@@ -48,20 +77,6 @@ pub struct DescribedLayer {
 /// Why a layer can't be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    /// It is compressed with zstd in too large a frame: most likely all of it is one.
-    #[error(
-        "layer {layer} is compressed with zstd ({media_type}) in a frame of over {limit} MiB, which index-only mode \
-         can't index yet: layers of one frame, as docker and podman push them, are to come; `--mode full` repacks the \
-         image, or push it with gzip or zstd:chunked layers (for example `skopeo copy --dest-compress-format gzip`) \
-         and convert that",
-        limit = zstd::MAX_FRAME >> 20
-    )]
-    ZstdFrame {
-        /// The layer.
-        layer: Digest,
-        /// Its media type.
-        media_type: String,
-    },
     /// It isn't valid zstd, or can't be indexed for another reason.
     #[error("layer {0}: {1}")]
     Zstd(Digest, ZstdError),
@@ -81,9 +96,6 @@ pub enum LayerError {
     /// It isn't valid gzip.
     #[error("layer {0}: {1}")]
     Gzip(Digest, gzip::GzipError),
-    /// It isn't valid zstd.
-    #[error("layer {0}: {1}")]
-    Frame(Digest, std::io::Error),
     /// It isn't a valid tar.
     #[error("layer {0}: {1}")]
     Tar(Digest, clipper_format::tar::TarError),
@@ -107,13 +119,21 @@ pub enum LayerError {
 /// What travels to the thread that hashes and describes.
 pub enum Piece {
     /// The next bytes of the blob.
-    Compressed(Bytes),
-    /// The next bytes of the device.
-    Span(IndexedSpan),
+    Compressed(Bytes, Held),
+    /// The next span, with the first of its bytes or none.
+    Span(IndexedSpan, Held),
+    /// The next part of the last span.
+    Part(IndexedSpan),
+    /// The next bytes of the last span.
+    More(Vec<u8>, Held),
 }
 
-/// Pieces that may wait between two stages; spans are at most a span size each, so this bounds memory.
+/// Pieces of the blob that may wait for the inflating stage.
 const QUEUE: usize = 6;
+/// Pieces that may wait for the describing stage,
+const PIECES: usize = 128;
+/// and their bytes.
+const WAITING: usize = 24 << 20;
 
 /// Indexes a layer as its bytes arrive. Three stages run side by side: the network; inflating, which also chooses
 /// spans and checkpoints; and hashing, which also walks the tar. With `repack`, groups of device bytes go on from there
@@ -124,18 +144,10 @@ pub async fn describe(
     repack: Option<Repack>,
     task: &Task,
 ) -> Result<DescribedLayer, LayerError> {
-    let mut one_frame = false;
     let work = async || {
         // What an earlier attempt has read counts no more.
         task.reached(0);
-        match attempt(&input, span_size, repack.clone(), one_frame, task).await {
-            Err(LayerError::ZstdFrame { .. }) if repack.is_some() && !one_frame => {
-                one_frame = true;
-                task.reached(0);
-                attempt(&input, span_size, repack.clone(), one_frame, task).await
-            }
-            result => result,
-        }
+        attempt(&input, span_size, repack.clone(), task).await
     };
     let lost = |error: &LayerError| {
         let LayerError::Repack(layer, RepackError::Registry(error)) = error else { return false };
@@ -149,22 +161,19 @@ async fn attempt(
     input: &LayerInput,
     span_size: u32,
     repack: Option<Repack>,
-    one_frame: bool,
     task: &Task,
 ) -> Result<DescribedLayer, LayerError> {
     let begun = Instant::now();
     let (digest, size) = (input.blob.digest(), input.blob.size());
     let mut stream = input.blob.read(0..size).await?;
     let (to_inflate, compressed) = tokio::sync::mpsc::channel::<Bytes>(QUEUE);
-    let (to_describe, pieces) = sync_channel::<Piece>(QUEUE);
+    let (to_describe, pieces) = sync_channel::<Piece>(PIECES);
+    let (used, buffers) = channel();
 
-    let media_type = input.media_type.clone();
     let (packing, repacking) = repack.map(|repack| repack::start(repack, span_size)).unzip();
-    let begin: Begin = if one_frame { Codec::one_frame } else { Codec::of };
-    let inflate =
-        tokio::task::spawn_blocking(move || inflate(digest, media_type, span_size, begin, compressed, &to_describe));
+    let inflate = tokio::task::spawn_blocking(move || inflate(digest, span_size, compressed, &to_describe, buffers));
     let diff_id = input.diff_id;
-    let describing = tokio::task::spawn_blocking(move || Describing::new(packing).run(digest, diff_id, &pieces));
+    let describing = tokio::task::spawn_blocking(move || Describing::new(packing).run(digest, diff_id, &pieces, &used));
 
     let mut read = Ok(());
     while let Some(chunk) = stream.next().await {
@@ -190,7 +199,6 @@ async fn attempt(
     };
     read?; // An aborted read makes the later stages fail as if the layer were truncated: tell the cause.
     match (inflated, described) {
-        (Err(error @ LayerError::ZstdFrame { .. }), _) => Err(error),
         // Bytes that aren't the layer's explain every other complaint about them.
         (_, Err(error @ LayerError::Digest(..))) | (Err(error), _) => Err(error),
         (Ok(()), Err(error)) => match repacked {
@@ -200,7 +208,7 @@ async fn attempt(
         },
         (Ok(()), Ok(described)) => {
             let took = begun.elapsed();
-            let Described { tree, spans, checkpoints, groups } = described;
+            let Described { tree, spans, checkpoints, groups, parts } = described;
             let repacked = match repacked {
                 None => None,
                 Some(packed) => {
@@ -210,13 +218,11 @@ async fn attempt(
                     Some(done.map_err(|error| LayerError::Repack(digest, error))?)
                 }
             };
-            let index = if one_frame {
-                None
-            } else {
-                let spans = SpanTable::new(spans, size).map_err(|e| LayerError::Spans(digest, e))?;
-                let index = LayerIndex { digest, diff_id, source_size: size, tree, spans, checkpoint_groups: groups };
-                Some(IndexedLayer { index, checkpoints, took: Some(took) })
-            };
+            let spans = SpanTable::new(spans, size).map_err(|e| LayerError::Spans(digest, e))?;
+            let parts = parts.map(|(parts, own)| Parts::new(&spans, parts, own, size)).transpose();
+            let parts = parts.map_err(|e| LayerError::Spans(digest, e))?;
+            let index = LayerIndex { digest, diff_id, source_size: size, tree, spans, checkpoint_groups: groups };
+            let index = IndexedLayer { index, checkpoints, took: Some(took), parts };
             Ok(DescribedLayer { index, repacked })
         }
     }
@@ -226,23 +232,20 @@ async fn attempt(
 /// be the layer's own, that is what the user must hear.
 fn inflate(
     digest: Digest,
-    media_type: String,
     span_size: u32,
-    begin: Begin,
     mut compressed: tokio::sync::mpsc::Receiver<Bytes>,
     to_describe: &SyncSender<Piece>,
+    buffers: Receiver<Vec<u8>>,
 ) -> Result<(), LayerError> {
-    let mut spans = Vec::new();
+    let mut outlet = Outlet { to_describe, buffers, room: Room::new(WAITING), open: true };
     let mut codec: Option<Codec> = None;
     let mut head: Vec<u8> = Vec::new();
     let mut outcome = Ok(());
     loop {
         let chunk = compressed.blocking_recv();
         let ended = chunk.is_none();
-        if let Some(bytes) = &chunk
-            && to_describe.send(Piece::Compressed(bytes.clone())).is_err()
-        {
-            return Ok(()); // The describing stage failed, and says why.
+        if let Some(bytes) = &chunk {
+            outlet.send(bytes.len(), |held| Piece::Compressed(bytes.clone(), held));
         }
         let mut input = chunk.unwrap_or_default();
         if codec.is_none() {
@@ -254,25 +257,53 @@ fn inflate(
         }
         let codec = match &mut codec {
             Some(codec) => codec,
-            None => codec.insert(begin(&input, span_size).map_err(|error| LayerError::Frame(digest, error))?),
+            None => codec.insert(Codec::of(&input, span_size)),
         };
         if outcome.is_ok() {
-            outcome = codec.push(&input, &mut spans);
+            outcome = codec.push(&input, &mut outlet);
         }
         if ended && outcome.is_ok() {
-            outcome = codec.finish(&mut spans);
+            outcome = codec.finish(&mut outlet);
         }
-        if let Err(CodecError::Zstd(error @ ZstdError::FrameTooLarge { .. })) = outcome {
-            // Nothing in the rest of the layer can change that.
-            return Err(CodecError::Zstd(error).of_layer(digest, &media_type));
-        }
-        for span in spans.drain(..) {
-            if to_describe.send(Piece::Span(span)).is_err() {
-                return Ok(());
-            }
+        if !outlet.open {
+            return Ok(()); // The describing stage failed, and says why.
         }
         if ended {
-            return outcome.map_err(|error| error.of_layer(digest, &media_type));
+            return outcome.map_err(|error| error.of_layer(digest));
         }
+    }
+}
+
+/// The way to the describing stage, as long as that takes anything.
+struct Outlet<'a> {
+    to_describe: &'a SyncSender<Piece>,
+    /// Those that it is done with.
+    buffers: Receiver<Vec<u8>>,
+    room: Room,
+    open: bool,
+}
+
+impl Outlet<'_> {
+    fn send(&mut self, bytes: usize, piece: impl FnOnce(Held) -> Piece) {
+        self.open = self.open && self.to_describe.send(piece(self.room.enter(bytes))).is_ok();
+    }
+}
+
+impl Sink for Outlet<'_> {
+    fn span(&mut self, span: IndexedSpan) {
+        self.send(span.bytes.len(), |held| Piece::Span(span, held));
+    }
+
+    fn part(&mut self, part: IndexedSpan) {
+        self.send(0, |_| Piece::Part(part));
+    }
+
+    fn more(&mut self, bytes: Vec<u8>) {
+        self.send(bytes.len(), |held| Piece::More(bytes, held));
+    }
+
+    fn buffer(&mut self, len: usize) -> Vec<u8> {
+        let used = self.buffers.try_iter().find(|buffer| buffer.capacity() >= len);
+        used.unwrap_or_else(|| Vec::with_capacity(len))
     }
 }

@@ -5,21 +5,24 @@ mod codec;
 mod describing;
 mod edition;
 mod layer;
+mod parts;
 mod plan;
 mod publish;
 mod repack;
 mod reuse;
+mod room;
 mod startup;
 mod summary;
 
 use crate::cli::{Common, ConvertArgs};
-use crate::report::{Progress, human};
+use crate::report::{Progress, human, percent};
 use anyhow::{Context, Result};
 use clipper_format::Digest;
 use clipper_format::index::{BlobRef, Hot, Index};
+use clipper_format::span::Start;
 use edition::EditionLayer;
 use futures::{StreamExt, TryStreamExt};
-use layer::{DescribedLayer, IndexedLayer, LayerError};
+use layer::IndexedLayer;
 use plan::{Plan, PlannedImage};
 use publish::Published;
 use repack::{Repack, RepackedLayer};
@@ -27,10 +30,16 @@ use startup::Startup;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::Semaphore;
 
 /// The annotations and media types that other commands look for.
 pub use artifact::ANNOTATION_BASE;
 pub use edition::{BASE_LAYERS, TAG_SUFFIX};
+
+/// Spans of a zstd layer of which more is fetched are worth a warning, source bytes.
+const LONG_SPAN: u32 = 16 << 20;
+/// So is an index, with its checkpoints, that takes more than this part of a layer, percent.
+const DEAR: f64 = 3.0;
 
 /// Runs the command.
 pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
@@ -55,17 +64,10 @@ pub async fn run(common: &Common, args: ConvertArgs) -> Result<()> {
     for edition in &plan.editions {
         let mut images = Vec::new();
         for (image, startup) in plan.images.iter().zip(&startups) {
-            let Some(own) = edition.layers(image, &layers) else { break };
+            let own = edition.layers(image, &layers).context("a layer was not described")?;
             let made = assemble(image, &own, args.span_size, startup)?;
             publish::blobs(&plan, edition, image, &made, &progress).await?;
             images.push((image, own, made));
-        }
-        if images.len() < plan.images.len() {
-            progress.warn(&format!(
-                "{} is not published: index-only mode can't describe a layer that is one large zstd frame",
-                edition.target
-            ));
-            continue;
         }
         published.push(publish::manifests(&plan, edition, images).await?);
     }
@@ -103,20 +105,16 @@ async fn describe_layers(plan: &Plan, args: &ConvertArgs, progress: &Progress, l
         args.jobs.map_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get), usize::from);
     let repacking = plan.repacked().map(|compression| Repack::new(plan.to.clone(), compression));
     let wanted = plan.layers.iter().filter_map(|(digest, input)| Some((digest, input, layers.missing(plan, digest)?)));
+    let memory = &Semaphore::new(layer::MEMORY as usize);
     let mut done = futures::stream::iter(wanted.collect::<Vec<_>>())
-        .map(|(digest, input, repack)| (digest, input, repacking.as_ref(), repack))
-        .map(|(digest, input, repacking, repack)| async move {
+        .map(|(digest, input, repack)| (digest, input, repacking.clone().filter(|_| repack)))
+        .map(|(digest, input, repack)| async move {
+            let _held = memory.acquire_many(input.memory()).await?;
             let task = progress.task(&short(*digest), input.blob.size());
-            let repack = repacking.filter(|_| repack).cloned();
-            let layer = match layer::describe(input.clone(), args.span_size, repack, &task).await {
-                // It was repacked by an earlier conversion, which is all that can be done with it.
-                Err(LayerError::ZstdFrame { .. }) if repacking.is_some() => DescribedLayer::default(),
-                layer => layer?,
-            };
-            if let Some(index) = &layer.index {
-                task.done(&indexed(index, layer.repacked.as_ref()));
-            } else if let Some(repacked) = &layer.repacked {
-                task.done(&format!("{}  repacked: {}", short(*digest), human(repacked.layer.index.source_size)));
+            let layer = layer::describe(input.clone(), args.span_size, repack, &task).await?;
+            task.done(&indexed(&layer.index, layer.repacked.as_ref()));
+            if let Some(warning) = dear(&layer.index) {
+                progress.warn(&warning);
             }
             if let Some(why) = layer.repacked.as_ref().and_then(|repacked| repacked.no_toc.as_ref()) {
                 progress.warn(&format!(
@@ -128,7 +126,7 @@ async fn describe_layers(plan: &Plan, args: &ConvertArgs, progress: &Progress, l
         })
         .buffer_unordered(jobs.max(1));
     while let Some((digest, layer)) = done.try_next().await? {
-        layers.indexed.extend(layer.index.map(|index| (digest, Arc::new(index))));
+        layers.indexed.insert(digest, Arc::new(layer.index));
         layers.repacked.extend(layer.repacked.map(|repacked| (digest, Arc::new(repacked))));
     }
     Ok(())
@@ -149,6 +147,25 @@ fn indexed(layer: &IndexedLayer, repacked: Option<&RepackedLayer>) -> String {
         line += &format!("; repacked: {}", human(repacked.layer.index.source_size));
     }
     line
+}
+
+/// What is to be said of a layer whose zstd frames are dear to enter: reads will fetch much, or the index is large.
+fn dear(layer: &IndexedLayer) -> Option<String> {
+    let spans = layer.index.spans.spans();
+    if !spans.iter().any(|span| matches!(span.start, Start::ZstdBlock { .. })) {
+        return None;
+    }
+    let longest = spans.iter().map(|span| span.source_len).max().unwrap_or_default();
+    let share = percent(layer.size() as u64, layer.index.source_size);
+    if longest <= LONG_SPAN && share <= DEAR {
+        return None;
+    }
+    Some(format!(
+        "{}: its blocks refer so far back that the index takes {share:.1} % of the layer and a read fetches up to {} at \
+         once; --mode full repacks the layer, so that neither is so",
+        short(layer.index.digest),
+        human(longest.into()),
+    ))
 }
 
 /// What is published of one image besides manifests.

@@ -147,8 +147,8 @@ impl Plan {
         let mut blobs = Vec::new();
         for (descriptor, diff_id) in layers.iter().zip(diff_ids) {
             let layer = blob_of(descriptor, source)?;
-            let media_type = descriptor.media_type().to_string();
-            let input = LayerInput { blob: self.from.blob(layer.digest, layer.size), media_type, diff_id };
+            let zstd = descriptor.media_type().to_string().ends_with("zstd");
+            let input = LayerInput { blob: self.from.blob(layer.digest, layer.size), diff_id, zstd };
             let known = self.layers.entry(layer.digest).or_insert(input);
             if known.diff_id != diff_id || known.blob.size() != layer.size {
                 bail!("{source}: layer {} is described in two ways that contradict each other", layer.digest);

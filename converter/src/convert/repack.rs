@@ -122,7 +122,7 @@ impl Packed {
         let Assembled { spans, annotations, no_toc, .. } = self.assembled;
         let spans = SpanTable::new(spans, size)?;
         let index = LayerIndex { digest, diff_id, source_size: size, tree, spans, checkpoint_groups: Vec::new() };
-        let layer = Arc::new(IndexedLayer { index, checkpoints: Vec::new(), took: Some(took) });
+        let layer = Arc::new(IndexedLayer { index, checkpoints: Vec::new(), took: Some(took), parts: None });
         Ok(RepackedLayer { layer, annotations, no_toc })
     }
 }

@@ -156,5 +156,5 @@ fn detach(mut layer: clipper_format::index::LayerIndex, checkpoints: &[u8]) -> R
         own.extend_from_slice(bytes);
         *group = start..own.len() as u64;
     }
-    Ok(IndexedLayer { index: layer, checkpoints: own, took: None })
+    Ok(IndexedLayer { index: layer, checkpoints: own, took: None, parts: None })
 }

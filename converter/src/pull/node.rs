@@ -7,9 +7,9 @@ use containerd_client::services::v1::snapshots::{
     snapshots_client::SnapshotsClient,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, CreateImageRequest, CreateRequest, DeleteRequest, Image, Info, InfoRequest, UpdateImageRequest,
-    UpdateRequest, WriteAction, WriteContentRequest, content_client::ContentClient, diff_client::DiffClient,
-    images_client::ImagesClient, leases_client::LeasesClient,
+    AddResourceRequest, ApplyRequest, CreateImageRequest, CreateRequest, DeleteRequest, Image, Info, InfoRequest,
+    Resource, UpdateImageRequest, UpdateRequest, WriteAction, WriteContentRequest, content_client::ContentClient,
+    diff_client::DiffClient, images_client::ImagesClient, leases_client::LeasesClient,
 };
 use containerd_client::types::{Descriptor, Mount};
 use futures::{Stream, StreamExt};
@@ -93,6 +93,8 @@ impl Node {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
+        // First of all: a blob that is there for another image's sake may go with that image at any moment.
+        self.keep("content".into(), digest).await?;
         let mut content = ContentClient::new(self.channel.clone()).max_decoding_message_size(16 << 20);
         let info = content.info(self.request(InfoRequest { digest: digest.to_string() })?).await;
         if info.is_ok() {
@@ -109,6 +111,15 @@ impl Node {
             return Err(error).with_context(|| format!("downloading {digest}"));
         }
         written
+    }
+
+    /// Puts a blob or a snapshot under the lease, whether or not it is there yet.
+    async fn keep(&self, r#type: String, digest: Digest) -> Result<()> {
+        let resource = Resource { id: digest.to_string(), r#type };
+        let request = AddResourceRequest { id: self.lease.clone(), resource: Some(resource) };
+        let kept = LeasesClient::new(self.channel.clone()).add_resource(self.unleased(request)?).await;
+        kept.map_err(|s| explain(&format!("leasing {digest}"), &s))?;
+        Ok(())
     }
 
     async fn finish_write(
@@ -166,6 +177,8 @@ impl Node {
 
     /// Asks the snapshotter for the layer that `labels` describe, to be committed as `chain`.
     pub async fn prepare(&self, key: &str, chain: Digest, parent: Option<Digest>, labels: Labels) -> Result<Prepared> {
+        // As with blobs: another image's snapshot may go with that image.
+        self.keep(format!("snapshots/{}", self.snapshotter), chain).await?;
         let request = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             key: key.into(),

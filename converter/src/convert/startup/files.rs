@@ -1,14 +1,22 @@
 //! The files of an image that is being converted: paths to inodes, through symlinks, and inodes to device bytes.
 use clipper_format::merge::{self, MergeError};
 use clipper_format::tree::{Content, Directory, ExtentSource, InodeId, ROOT, Tree};
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 /// Symlinks followed in one path, as by Linux.
 const LINKS_MAX: usize = 40;
 
+/// Directories that are kept by their paths.
+const KEPT: usize = 1 << 14;
+
 /// An image's merged tree.
 pub struct ImageFiles {
     tree: Tree,
+    /// Directories that were looked in, by the paths they were asked for with: a module is looked for under many names
+    /// in the same few.
+    directories: Mutex<HashMap<Vec<u8>, Option<Found>>>,
 }
 
 /// A file that was looked for.
@@ -32,7 +40,7 @@ pub struct LayerBytes {
 impl ImageFiles {
     /// Merges the trees of an image's layers, bottom first.
     pub fn merge(trees: Vec<Tree>) -> Result<Self, MergeError> {
-        Ok(Self { tree: merge::merge(trees, false)? })
+        Ok(Self { tree: merge::merge(trees, false)?, directories: Mutex::default() })
     }
 
     /// The inode that an absolute path leads to, through symlinks, as for a process whose root this is.
@@ -42,6 +50,30 @@ impl ImageFiles {
 
     /// As [`resolve`](Self::resolve), with the path that was arrived at.
     pub fn locate(&self, path: &[u8]) -> Option<Found> {
+        let Some(cut) = path.iter().rposition(|byte| *byte == b'/') else { return self.walk(path) };
+        let (dir, name) = (&path[..cut], &path[cut + 1..]);
+        if dir.is_empty() || matches!(name, b"" | b"." | b"..") {
+            return self.walk(path);
+        }
+        // Nothing that could panic happens under this lock.
+        let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if directories.len() >= KEPT {
+            directories.clear();
+        }
+        let directory = match directories.get(dir) {
+            Some(known) => known,
+            None => directories.entry(dir.to_vec()).or_insert(self.walk(dir)),
+        };
+        let directory = directory.as_ref()?;
+        let id = self.tree.entries(directory.id)?.get(name)?;
+        match self.tree.inode(id).content {
+            Content::Symlink(_) => self.walk(path),
+            _ => Some(Found { id, path: [&directory.path, &b"/"[..], name].concat() }),
+        }
+    }
+
+    /// As [`locate`](Self::locate), name by name from the root.
+    fn walk(&self, path: &[u8]) -> Option<Found> {
         let mut stack: Vec<(Vec<u8>, InodeId)> = Vec::new();
         let mut todo: Vec<Vec<u8>> = components(path);
         let mut links = 0;
@@ -168,9 +200,12 @@ mod tests {
         for path in [&b"/lib/a"[..], b"/usr/up", b"//usr/./abs/a", b"/lib/../lib/a"] {
             assert_eq!(image.resolve(path), Some(a), "{}", String::from_utf8_lossy(path));
         }
-        for path in [&b"/usr/lib/b"[..], b"/loop", b"/usr/lib/a/", b"/usr/lib/a/x", b"/none"] {
+        for path in [&b"/usr/lib/b"[..], b"/loop", b"/usr/lib/a/", b"/usr/lib/a/x", b"/none", b"/none/a"] {
             assert_eq!(image.resolve(path), None, "{}", String::from_utf8_lossy(path));
         }
+        // Once more, by what was kept of the directories.
+        assert_eq!(image.locate(b"/usr/abs/a").unwrap(), Found { id: a, path: b"/usr/lib/a".into() });
+        assert_eq!(image.resolve(b"/usr/lib/a/x"), None);
         assert_eq!(image.resolve(b"/"), Some(ROOT));
     }
 

@@ -10,14 +10,17 @@ use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::pin::pin;
+use tokio::sync::Semaphore;
 
 /// Device bytes of a frame: a reader waits for all of one, and small ones compress worse.
 const FRAME: u64 = 256 << 10;
 /// A span is copied, compressed as it is, if so much of it is wanted, in percent: sending a little more costs less than
 /// compressing it anew.
 const COPIED: u64 = 60;
-/// Spans that are fetched at the same time.
+/// Spans that are fetched at the same time,
 const FETCHES: usize = 8;
+/// and their device bytes, in MiB; or one that has more.
+const FETCHED: u32 = 64;
 
 /// What a hot blob is made of.
 pub struct HotInput<'a> {
@@ -67,10 +70,17 @@ pub async fn pack(input: &HotInput<'_>, to: &Repository) -> Result<HotBlob> {
             }
         }
     }
+    // Those that are wanted first are first to get in, so that none of them waits for a later one.
+    let (room, most) = (Semaphore::new(FETCHED as usize), u64::from(FETCHED));
+    let room = &room;
     let reading = futures::stream::iter(order)
         .map(|(layer, span)| {
             let reader = input.layers[layer as usize].clone();
-            async move { anyhow::Ok(((layer, span), reader.span(span).await?)) }
+            async move {
+                let len = u64::from(reader.described(span)?.device_len);
+                let held = room.acquire_many(len.div_ceil(1 << 20).min(most) as u32).await?;
+                anyhow::Ok(((layer, span), reader.span(span).await?, held))
+            }
         })
         .buffered(FETCHES);
     let (frames, users) = (&frames, &users);
@@ -87,8 +97,8 @@ pub async fn pack(input: &HotInput<'_>, to: &Repository) -> Result<HotBlob> {
         for (p, piece) in pieces.iter().enumerate() {
             let range = input.device_range(piece);
             while !parts.complete((f, p), &range) {
-                let Some((key, bytes)) = reading.try_next().await? else { bail!("a span is missing") };
-                let span = input.layers[key.0 as usize].layer.index.spans.spans()[key.1].device_range();
+                let Some((key, bytes, _held)) = reading.try_next().await? else { bail!("a span is missing") };
+                let span = input.layers[key.0 as usize].layer.spans().spans()[key.1].device_range();
                 for user in &users[&key] {
                     if let Some(piece) = frames[user.0].pieces().get(user.1) {
                         parts.add(*user, &input.device_range(piece), &span, &bytes);
@@ -181,7 +191,7 @@ impl Content {
 
 impl HotInput<'_> {
     fn device_size(&self, layer: u32) -> u64 {
-        self.layers[layer as usize].layer.index.spans.device_size()
+        self.layers[layer as usize].layer.spans().device_size()
     }
 
     fn device_range(&self, piece: &HotPiece) -> Range<u64> {
@@ -190,7 +200,7 @@ impl HotInput<'_> {
 
     /// A piece cut where spans end, with their numbers; a block on the border counts for the first.
     fn split(&self, piece: HotPiece) -> Vec<(usize, HotPiece)> {
-        let table = &self.layers[piece.layer as usize].layer.index.spans;
+        let table = self.layers[piece.layer as usize].layer.spans();
         let (mut parts, end) = (Vec::new(), piece.first + u64::from(piece.blocks));
         for span in self.spans(&piece) {
             let first =
@@ -206,7 +216,7 @@ impl HotInput<'_> {
     /// The piece that is all of a span, if so many of its bytes are wanted that it is copied, and it can be: it is frames
     /// that hold nothing else.
     fn whole(&self, layer: u32, span: usize, wanted: u64) -> Option<HotPiece> {
-        let span = self.layers[layer as usize].layer.index.spans.spans().get(span)?;
+        let span = self.layers[layer as usize].layer.spans().spans().get(span)?;
         let range = span.device_range();
         let aligned = range.start.is_multiple_of(BLOCK)
             && (range.end.is_multiple_of(BLOCK) || range.end == self.device_size(layer));
@@ -218,7 +228,7 @@ impl HotInput<'_> {
 
     /// The spans that a piece lies in.
     fn spans(&self, piece: &HotPiece) -> Range<usize> {
-        let (table, range) = (&self.layers[piece.layer as usize].layer.index.spans, self.device_range(piece));
+        let (table, range) = (self.layers[piece.layer as usize].layer.spans(), self.device_range(piece));
         let find = |offset| table.find(offset).unwrap_or(table.spans().len());
         find(range.start)..(find(range.end - 1) + 1).min(table.spans().len())
     }

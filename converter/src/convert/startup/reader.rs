@@ -2,7 +2,7 @@
 use super::files::{ImageFiles, LayerBytes};
 use crate::convert::layer::IndexedLayer;
 use anyhow::{Context, Result, bail};
-use clipper_format::gzip::{CHECKPOINTS_PER_GROUP, SpanDecoder, decode_group};
+use clipper_format::gzip::{SpanDecoder, decode_group};
 use clipper_format::span::{Span, Start};
 use clipper_format::tree::InodeId;
 use clipper_format::zstd;
@@ -28,7 +28,7 @@ impl SpanReader {
     /// # Errors
     /// There is no such span.
     pub fn described(&self, number: usize) -> Result<Span> {
-        self.layer.index.spans.spans().get(number).cloned().context("no such span")
+        self.layer.spans().spans().get(number).cloned().context("no such span")
     }
 
     /// The device bytes of span `number`.
@@ -98,7 +98,7 @@ impl<'a> FileReader<'a> {
         for LayerBytes { layer, range } in files.bytes(id, range) {
             let mut at = range.start;
             while at < range.end {
-                let table = &self.layers.get(layer).context("no such layer")?.layer.index.spans;
+                let table = self.layers.get(layer).context("no such layer")?.layer.spans();
                 let number = table.find(at).context("a file outside its layer")?;
                 let described = table.spans()[number].device_range();
                 let span = self.span(layer, number).await?;
@@ -121,7 +121,7 @@ impl<'a> FileReader<'a> {
         let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let known = all.iter().position(|kept| (kept.layer, kept.number) == (layer, number));
         let kept = known.and_then(|at| all.remove(at)).unwrap_or_else(|| {
-            let len = self.layers[layer].layer.index.spans.spans().get(number).map_or(0, |span| span.device_len.into());
+            let len = self.layers[layer].layer.spans().spans().get(number).map_or(0, |span| span.device_len.into());
             Kept { layer, number, len, bytes: Arc::default() }
         });
         let bytes = Arc::clone(&kept.bytes);
@@ -146,12 +146,14 @@ fn decode(layer: &IndexedLayer, span: &Span, source: &[u8]) -> Result<Vec<u8>> {
             bytes
         }
         Start::GzipMember { .. } => inflate(SpanDecoder::start(span, None)?, span, source)?,
-        Start::Gzip { checkpoint, .. } => {
-            let (group, place) =
-                (checkpoint as usize / CHECKPOINTS_PER_GROUP, checkpoint as usize % CHECKPOINTS_PER_GROUP);
-            let range = layer.index.checkpoint_groups.get(group).context("its group of checkpoints is missing")?;
-            let group = layer.checkpoints.get(range.start as usize..range.end as usize);
-            let group = decode_group(group.context("its group of checkpoints is missing")?)?;
+        Start::ZstdBlock { .. } => {
+            let own = layer.parts.as_ref().and_then(|parts| parts.checkpoint(span));
+            let encoded = own.map_or_else(|| Ok(checkpoint_group(layer, span)?.0), anyhow::Ok)?;
+            zstd::resume(span, &zstd::Checkpoint::decode(encoded)?, source)?
+        }
+        Start::Gzip { .. } => {
+            let (group, place) = checkpoint_group(layer, span)?;
+            let group = decode_group(group)?;
             let checkpoint = group.get(place).context("its checkpoint is missing")?;
             inflate(SpanDecoder::start(span, Some(checkpoint))?, span, source)?
         }
@@ -160,6 +162,14 @@ fn decode(layer: &IndexedLayer, span: &Span, source: &[u8]) -> Result<Vec<u8>> {
         bail!("layer {}: the registry sends other bytes than before", layer.index.digest);
     }
     Ok(bytes)
+}
+
+/// The group that holds the checkpoint of `span`, and its place in it.
+fn checkpoint_group<'a>(layer: &'a IndexedLayer, span: &Span) -> Result<(&'a [u8], usize)> {
+    let (group, place) = span.start.checkpoint_group().context("it has no checkpoint")?;
+    let range = layer.index.checkpoint_groups.get(group).context("its group of checkpoints is missing")?;
+    let group = layer.checkpoints.get(range.start as usize..range.end as usize);
+    Ok((group.context("its group of checkpoints is missing")?, place))
 }
 
 fn inflate(mut decoder: SpanDecoder, span: &Span, source: &[u8]) -> Result<Vec<u8>> {

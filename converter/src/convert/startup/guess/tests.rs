@@ -30,8 +30,8 @@ async fn guessed_parts(entries: &[Entry], config: Value) -> Vec<Expected> {
     let blob = Client::new(ClientOptions::default()).unwrap().repository(&reference).unwrap();
     let blob = blob.blob(digest, tar.len() as u64);
     let progress = Progress::new(&Cli::parse_from(["clipper", "--quiet", "inspect", "oci:x"]).common);
-    let input = LayerInput { blob: blob.clone(), media_type: "tar".into(), diff_id: digest };
-    let layer = layer::describe(input, 1 << 20, None, &progress.task("layer", 0)).await.unwrap().index.unwrap();
+    let input = LayerInput { blob: blob.clone(), diff_id: digest, zstd: false };
+    let layer = layer::describe(input, 1 << 20, None, &progress.task("layer", 0)).await.unwrap().index;
     let files = ImageFiles::merge(vec![layer.index.tree.unpack().unwrap()]).unwrap();
     let layers = [SpanReader { blob, layer: Arc::new(layer) }];
     guess(&files, &FileReader::new(&layers), &json!({ "config": config })).await
