@@ -1,6 +1,10 @@
 //! A chain of snapshots as what lies above one another in an overlay: directories, and merged trees of remote layers.
-use crate::records::{Record, RemoteLayer, SnapshotId};
+use crate::{
+    records::{Record, RemoteLayer, SnapshotId},
+    snapshot::Kind,
+};
 use clipper_format::Digest;
+use std::collections::{HashMap, HashSet};
 
 /// One lower directory of an overlay.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,6 +45,22 @@ pub fn lowers(chain: &[Record]) -> Vec<Lower<'_>> {
     lowers
 }
 
+/// The remote layers below snapshots that somebody has mounted, or is about to, each once.
+pub fn in_use(records: &[(String, Record)]) -> Vec<&RemoteLayer> {
+    let by_name: HashMap<_, _> = records.iter().map(|(name, record)| (name.as_str(), record)).collect();
+    let (mut seen, mut layers) = (HashSet::new(), Vec::new());
+    for (_, user) in records.iter().filter(|(_, record)| record.kind != Kind::Committed) {
+        let mut parent = user.parent.as_deref();
+        // A parent that was seen has had its own parents looked at.
+        while let Some(name) = parent.filter(|name| seen.insert(*name)) {
+            let record = by_name.get(name);
+            layers.extend(record.and_then(|record| record.remote.as_ref()));
+            parent = record.and_then(|record| record.parent.as_deref());
+        }
+    }
+    layers
+}
+
 /// Names the merged tree of remote layer `layer` upon `parent`: equal trees have equal names, whichever image they
 /// are of. One above ordinary snapshots takes after what is there, so it is theirs alone.
 pub fn tree_name(layer: &Digest, parent: Option<&Record>) -> Digest {
@@ -55,7 +75,7 @@ pub fn tree_name(layer: &Digest, parent: Option<&Record>) -> Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Kind, Labels, Timestamp, Usage};
+    use crate::snapshot::{Labels, Timestamp, Usage};
 
     /// A chain from the bottom up: `Some(name)` for a remote layer; returned topmost first.
     fn chain(layers: &[Option<&str>]) -> Vec<Record> {
@@ -64,7 +84,7 @@ mod tests {
             let remote = layer.map(|name| {
                 let layer = Digest::of(name.as_bytes());
                 let tree = tree_name(&layer, chain.first());
-                RemoteLayer { index: layer, layer, chain: layer, tree, repositories: Vec::new() }
+                RemoteLayer { index: layer, layer, chain: layer, tree, repositories: Vec::new(), image: None }
             });
             let (time, labels) = (Timestamp::default(), Labels::new());
             let usage = Usage::default();
@@ -104,6 +124,25 @@ mod tests {
         let records = chain(&[None, Some("a"), Some("b")]);
         let [Lower::Tree(run), Lower::Directory(1)] = &lowers(&records)[..] else { panic!("{records:?}") };
         assert_eq!(run.layers.iter().map(|l| l.layer).collect::<Vec<_>>(), [Digest::of(b"a"), Digest::of(b"b")]);
+    }
+
+    #[test]
+    fn layers_are_in_use_by_snapshots_that_are_not_committed() {
+        let layers = chain(&[Some("a"), None, Some("b"), Some("c"), Some("d")]);
+        let mut records: Vec<_> = layers.into_iter().map(|record| (record.id.to_string(), record)).collect();
+        for (_, record) in &mut records {
+            record.parent = (record.id > 1).then(|| (record.id - 1).to_string());
+        }
+        assert!(in_use(&records).is_empty(), "nobody has mounted them");
+        for (id, kind, parent) in [(7, Kind::Active, "3"), (8, Kind::View, "4"), (9, Kind::Active, "gone")] {
+            let record = Record { id, kind, parent: Some(parent.into()), remote: None, ..records[0].1.clone() };
+            records.push((id.to_string(), record));
+        }
+        let mut used: Vec<_> = in_use(&records).iter().map(|layer| layer.layer).collect();
+        used.sort_unstable();
+        let mut expected = [b"a", b"b", b"c"].map(|name| Digest::of(name)).to_vec();
+        expected.sort_unstable();
+        assert_eq!(used, expected);
     }
 
     #[test]

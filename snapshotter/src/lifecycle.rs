@@ -2,19 +2,22 @@
 use crate::{
     chain::{self, Lower},
     directories::{Directories, Owner},
-    error::{Error, Result},
+    error::{Error, Result, with_causes},
     filters::Filters,
+    mapped::{Mapped, id_map},
     ordinary::{Candidate, Ordinary},
     overlay::{self, OverlayOptions},
     records::{NewRecord, Record, Records},
     remote::{Remote, repository_of},
     snapshot::{Info, Kind, LABEL_SNAPSHOT_REF, Labels, Mount, Timestamp, Usage},
     traces::LABEL_TRACE,
+    trees::layer_ref,
     wanted::{Wanted, snapshot_name},
 };
+use clipper_mount::{IdMap, ImageWatch};
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 /// A snapshot to be made.
@@ -38,6 +41,8 @@ pub struct Lifecycle {
     directories: Directories,
     overlay: OverlayOptions,
     remote: Remote,
+    // After what it may show: dropped in this order.
+    mapped: Mapped,
     ordinary: Ordinary,
 }
 
@@ -47,12 +52,27 @@ impl Lifecycle {
         let lifecycle = Arc::new(Self {
             records: Records::open(&root.join("records.redb"))?,
             directories: Directories::open(root.join("snapshots"))?,
+            mapped: Mapped::open(root)?,
             overlay: OverlayOptions::detect(),
             remote,
             ordinary,
         });
         lifecycle.cleanup().await?;
+        lifecycle.prefer_what_is_in_use().await;
+        tokio::spawn(Self::collect_late(Arc::downgrade(&lifecycle)));
         Ok(lifecycle)
+    }
+
+    /// Frees what was removed while it was still in use, once it isn't: the kernel lets go of a mount some time after the
+    /// container that it was for. Ends with the last who needs `this`.
+    async fn collect_late(this: Weak<Self>) {
+        while let Some(collectable) = this.upgrade().map(|this| this.remote.collectable()) {
+            collectable.await;
+            let Some(this) = this.upgrade() else { return };
+            if let Err(error) = this.collect().await {
+                tracing::warn!(error = with_causes(&error), "unused cached data stays until the next cleanup");
+            }
+        }
     }
 
     /// Makes a snapshot and tells how to mount it.
@@ -78,13 +98,30 @@ impl Lifecycle {
         }
         let mut lowers = self.lowers(&parents).await?;
         let recorded = self.record(&new, &parents, &mut lowers).await?;
-        let made = self.make(new, &lowers).await;
+        let made = self.make(new, lowers).await;
         if made.is_err()
             && let Some(key) = recorded
         {
             self.end_recording(&key).await;
         }
+        if parents.iter().any(|parent| parent.remote.is_some()) {
+            self.users_changed();
+        }
         made
+    }
+
+    /// A snapshot that may lie on remote layers came or went: the cache is told, without anybody waiting for that.
+    fn users_changed(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move { this.prefer_what_is_in_use().await });
+    }
+
+    async fn prefer_what_is_in_use(self: &Arc<Self>) {
+        let in_use = async || {
+            let records = self.records().await?;
+            Ok(chain::in_use(&records).into_iter().map(layer_ref).collect())
+        };
+        self.remote.prefer(in_use).await;
     }
 
     /// Puts a mount whose reads are recorded in the place of the topmost of `lowers`, if `new` asks for it. Returns the
@@ -108,12 +145,18 @@ impl Lifecycle {
         }
     }
 
-    async fn make(self: &Arc<Self>, new: NewSnapshot, lowers: &[PathBuf]) -> Result<Vec<Mount>> {
+    async fn make(self: &Arc<Self>, new: NewSnapshot, mut lowers: Vec<PathBuf>) -> Result<Vec<Mount>> {
         let NewSnapshot { kind, key, parent, labels, .. } = new;
+        let (mut root, mut _kept) = (None, None);
+        if let Some(map) = id_map(&labels)? {
+            let (uid, gid) = map.root();
+            (root, _kept) = (Some(Owner { uid, gid }), Some(self.mapped.keep().await));
+            lowers = self.mapped.of(map, lowers).await?;
+        }
         let lower = lowers.first().cloned();
         let record = self
             .blocking(move |this| {
-                let owner = lower.as_deref().map(Owner::of).transpose()?;
+                let owner = lower.as_deref().map(Owner::of).transpose()?.or(root);
                 let change = this.records.change()?;
                 let record =
                     change.insert(&key, NewRecord { kind, parent, labels, usage: Usage::default(), remote: None })?;
@@ -122,7 +165,7 @@ impl Lifecycle {
                 Ok(record)
             })
             .await?;
-        Ok(self.mount_list(&record, lowers))
+        Ok(self.mount_list(&record, &lowers))
     }
 
     /// Whether the layer with chain ID `chain` that containerd wants to unpack into `new` is there already, can be
@@ -227,6 +270,10 @@ impl Lifecycle {
         if let (Some(top), Some(dir)) = (lowers.first_mut(), self.remote.traces().dir(&key)) {
             *top = dir;
         }
+        if let Some(map) = id_map(&record.labels)? {
+            let _kept = self.mapped.keep().await;
+            lowers = self.mapped.of(map, lowers).await?;
+        }
         Ok(self.mount_list(record, &lowers))
     }
 
@@ -260,7 +307,13 @@ impl Lifecycle {
                 Ok(record)
             })
             .await?;
+        if id_map(&record.labels).is_ok_and(|map| map.is_some()) {
+            self.unmap().await;
+        }
         self.end_recording(&key).await;
+        if record.kind != Kind::Committed {
+            self.users_changed();
+        }
         if record.remote.is_some() {
             self.collect().await?;
         }
@@ -310,6 +363,16 @@ impl Lifecycle {
         .await
     }
 
+    /// All records by name, as of one moment.
+    pub async fn records(self: &Arc<Self>) -> Result<Vec<(String, Record)>> {
+        self.blocking(|this| this.records.all()).await
+    }
+
+    /// The mounted images, by the first digits of their trees' names.
+    pub fn mounted(&self) -> Vec<(String, ImageWatch)> {
+        self.remote.mounted()
+    }
+
     /// Local resources that `name` takes without its parents: of a remote layer, what is cached.
     pub async fn usage(self: &Arc<Self>, name: String) -> Result<Usage> {
         let record = self.blocking(move |this| this.records.get(&name)).await?;
@@ -334,10 +397,42 @@ impl Lifecycle {
         self.collect().await
     }
 
+    /// Unmounts directories with mapped owners that no snapshot lies on.
+    async fn unmap(self: &Arc<Self>) {
+        let needed = async || self.blocking(|this| this.mapped_lowers()).await;
+        if let Err(error) = self.mapped.retain(needed).await {
+            tracing::warn!(%error, "mounts with mapped owners stay until the next cleanup");
+        }
+    }
+
+    /// The lower directories, mounted or not, of all snapshots for containers in user namespaces.
+    fn mapped_lowers(&self) -> Result<Vec<(IdMap, Vec<PathBuf>)>> {
+        let mut needed = Vec::new();
+        let records = self.records.all()?.into_iter().filter(|(_, record)| record.kind != Kind::Committed);
+        for (name, record) in records {
+            // What makes no sense has never been mounted.
+            let Ok(Some(map)) = id_map(&record.labels) else { continue };
+            // It may have been removed since.
+            let chain = match self.records.chain(&name) {
+                Err(Error::NotFound(_)) => continue,
+                chain => chain?,
+            };
+            let path = |lower| match lower {
+                Lower::Directory(id) => self.directories.upper(id),
+                Lower::Tree(run) => self.remote.mount_point(run.tree),
+            };
+            let lowers = chain::lowers(&chain[1..]).into_iter().map(path);
+            needed.push((map, lowers.chain(self.remote.traces().dir(&name)).collect()));
+        }
+        Ok(needed)
+    }
+
     /// Frees what remote layers took that have no record any more.
     async fn collect(self: &Arc<Self>) -> Result<()> {
+        // First what would keep a tree from being unmounted.
+        self.unmap().await;
         let layers = async || {
-            let records = self.blocking(|this| this.records.all()).await?;
+            let records = self.records().await?;
             Ok(records.into_iter().filter_map(|(_, record)| record.remote).collect())
         };
         self.remote.collect(layers).await

@@ -1,5 +1,16 @@
-//! containerd's snapshots service as compiled from `proto/`.
+//! containerd's snapshots service and the control API as compiled from `proto/`.
 #![allow(missing_docs, clippy::all, rustdoc::all)]
+
+/// Clipper's own.
+pub mod clipper {
+    /// `clipper.control`.
+    pub mod control {
+        /// `clipper.control.v1`.
+        pub mod v1 {
+            tonic::include_proto!("clipper.control.v1");
+        }
+    }
+}
 
 /// Types that containerd's services share.
 pub mod containerd {

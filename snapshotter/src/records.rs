@@ -1,4 +1,7 @@
 //! Records: what is known of every snapshot, in a redb database, one write transaction per change.
+#[cfg(test)]
+mod power;
+
 use crate::{
     error::{Error, Result},
     snapshot::{Info, Kind, LABEL_SNAPSHOT_REF, Labels, Timestamp, Usage},
@@ -60,6 +63,9 @@ pub struct RemoteLayer {
     pub tree: Digest,
     /// Image references whose repositories hold both blobs; alternatives.
     pub repositories: Vec<String>,
+    /// The image that it was pulled for first, if the pull told: for logs and figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 impl Record {
@@ -94,13 +100,20 @@ impl Records {
                 _ => drop(Self::create(&new)?),
             }
             fs::rename(&new, path).map_err(Error::io("rename", &new))?;
+            // What is recorded from now on must not be lost for want of the name.
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))?;
         }
         Self::create(path)
     }
 
     /// Opens `path`, or makes it step by step.
     fn create(path: &Path) -> Result<Self> {
-        let database = redb::Builder::new().set_cache_size(CACHE).create(path).map_err(Error::database)?;
+        Self::over(redb::Builder::new().set_cache_size(CACHE).create(path).map_err(Error::database)?)
+    }
+
+    /// The records in `database`, which may be empty.
+    fn over(database: Database) -> Result<Self> {
         let transaction = database.begin_write().map_err(Error::database)?;
         transaction.open_table(SNAPSHOTS).map_err(Error::database)?;
         transaction.open_table(CHILDREN).map_err(Error::database)?;

@@ -3,13 +3,14 @@ use crate::{
     chain::{RemoteRun, tree_name},
     containerd::ContentStore,
     error::{Result, with_causes},
+    hints::Hints,
     records::{Record, RemoteLayer},
     traces::Traces,
     trees::{MountPlace, Trees, layer_ref},
     wanted::Wanted,
 };
 use clipper_format::{Digest, index::Index};
-use clipper_mount::{LayerRef, MountOptions, Store};
+use clipper_mount::{ImageWatch, LayerRef, MountOptions, Mounted, Store};
 use clipper_registry::{Client, Reference};
 use std::{
     collections::HashMap,
@@ -18,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::Mutex;
+use tracing::Instrument;
 
 /// Longest wait for an index before a layer is downloaded whole instead.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -35,12 +37,15 @@ pub struct Remote {
     trees: Trees,
     traces: Traces,
     containerd: ContentStore,
+    hints: Hints,
     /// Indexes that could not be had lately, by the repositories that were asked: when, and why.
     refused: SyncMutex<HashMap<Question, (Instant, String)>>,
     /// Layers that are being prepared and have no record yet, by index and layer: how often.
     pins: Arc<SyncMutex<HashMap<(Digest, Digest), usize>>>,
     /// Held while a pin is set, and while what is unused is deleted.
     gate: Mutex<()>,
+    /// Held while the store is told what running containers need: the last to tell is the last to have looked.
+    telling: Mutex<()>,
 }
 
 /// Why a layer of an accelerated image is downloaded whole nevertheless.
@@ -65,17 +70,21 @@ enum Unfit {
 }
 
 impl Remote {
-    /// Wires a store below `root` to the mounts below it.
+    /// Wires a store below `root` to the mounts below it, of which `taken` were taken over from an earlier daemon.
     pub fn open(
         root: &Path,
         client: Client,
         store: Arc<Store>,
         containerd: ContentStore,
+        hints: Hints,
         options: MountOptions,
+        taken: Vec<Mounted>,
     ) -> Result<Self> {
-        let trees = Trees::open(root.join("mounts"), Arc::clone(&store), options)?;
-        let (refused, pins, gate) = (SyncMutex::default(), Arc::default(), Mutex::default());
-        Ok(Self { client, store, trees, traces: Traces::default(), containerd, refused, pins, gate })
+        let trees = Trees::open(root.join("mounts"), Arc::clone(&store), options, taken)?;
+        let (refused, pins) = (SyncMutex::default(), Arc::default());
+        let (gate, telling) = (Mutex::default(), Mutex::default());
+        let traces = Traces::default();
+        Ok(Self { client, store, trees, traces, containerd, hints, refused, pins, gate, telling })
     }
 
     /// What to record for a layer on `parent` that needs no unpacking. `None` if it does, which the log explains.
@@ -98,6 +107,7 @@ impl Remote {
             chain: wanted.chain,
             tree: tree_name(&wanted.layer, parent),
             repositories,
+            image: wanted.image.as_ref().map(ToString::to_string),
         };
         Some(Adopted { layer, _pin: pin })
     }
@@ -114,11 +124,18 @@ impl Remote {
             (Some(image), _, _) => vec![repository_of(image)],
             // The layer below came from somewhere: this one did, too.
             (None, Some(below), _) => layer_ref(below).repositories,
-            (None, None, Some(namespace)) => {
+            (None, None, namespace) => {
                 let hosts = self.client.configured_hosts();
-                self.containerd.repositories(namespace, &wanted.layer, hosts).await?
+                let told = match namespace {
+                    Some(namespace) => self.containerd.repositories(namespace, &wanted.layer, hosts).await,
+                    None => Ok(Vec::new()),
+                };
+                match (told, &wanted.hint) {
+                    (Ok(told), _) if !told.is_empty() => told,
+                    (told, Some(hint)) => self.hints.follow(hint).map_or(told, |repository| Ok(vec![repository]))?,
+                    (told, None) => told?,
+                }
             }
-            (None, None, None) => Vec::new(),
         };
         let (index, repositories) = self.index(wanted.index, candidates).await?;
         let layer = index.layer(&wanted.layer).ok_or(Unfit::NotInIndex)?;
@@ -132,26 +149,33 @@ impl Remote {
         }
         // Trees above other layers are merged with a look at those.
         if parent.is_none() {
-            self.merge_early(wanted.index, &index, &repositories);
+            let image = wanted.image.as_ref().map(|image| image.to_string().into());
+            self.merge_early(wanted.index, &index, &repositories, image);
         }
         Ok(repositories.iter().map(ToString::to_string).collect())
     }
 
     /// Merges the trees of the image's layers while containerd still pulls it: the container that it is pulled for is
     /// going to want the result at once.
-    fn merge_early(&self, digest: Digest, index: &Index, repositories: &[Reference]) {
+    fn merge_early(&self, digest: Digest, index: &Index, repositories: &[Reference], image: Option<Arc<str>>) {
         let layers: Vec<_> = index
             .layers
             .iter()
-            .map(|layer| LayerRef { index: digest, layer: layer.digest, repositories: repositories.to_vec() })
+            .map(|layer| LayerRef {
+                index: digest,
+                layer: layer.digest,
+                repositories: repositories.to_vec(),
+                image: image.clone(),
+            })
             .collect();
         let store = Arc::clone(&self.store);
-        tokio::spawn(async move {
+        let merge = async move {
             if let Err(error) = store.image(&layers, false).await {
                 // Who needs it tries again and tells.
                 tracing::debug!(index = %digest, error = with_causes(&error), "the image can't be prepared early");
             }
-        });
+        };
+        tokio::spawn(merge.in_current_span());
     }
 
     /// The index, and those of `candidates` that may have it: not the ones that were asked in vain.
@@ -216,6 +240,16 @@ impl Remote {
         self.traces.start(key, file, &self.trees, MountPlace { run, lowers }).await
     }
 
+    /// The directory on which the merged tree called `tree` is mounted when it is in use.
+    pub fn mount_point(&self, tree: Digest) -> PathBuf {
+        self.trees.dir_of(tree)
+    }
+
+    /// The mounted images, by the first digits of their trees' names.
+    pub fn mounted(&self) -> Vec<(String, ImageWatch)> {
+        self.trees.mounted()
+    }
+
     /// Recordings under way.
     pub fn traces(&self) -> &Traces {
         &self.traces
@@ -240,7 +274,8 @@ impl Remote {
         let pinned: Vec<_> = self.pinned().keys().copied().collect();
         let recorded = records().await?;
         self.trees.retain(&recorded.iter().map(|layer| layer.tree).collect()).await;
-        let pinned = pinned.into_iter().map(|(index, layer)| LayerRef { index, layer, repositories: Vec::new() });
+        let pinned =
+            pinned.into_iter().map(|(index, layer)| LayerRef { index, layer, repositories: Vec::new(), image: None });
         let in_use: Vec<_> = recorded.iter().map(layer_ref).chain(pinned).collect();
         match self.store.retain(&in_use).await {
             Ok(0) => {}
@@ -250,6 +285,25 @@ impl Remote {
             }
         }
         Ok(())
+    }
+
+    /// Waits until [`collect`](Self::collect) can free what it had to leave the last time, because the kernel or somebody
+    /// else had an image in use that no record speaks of any more.
+    pub fn collectable(&self) -> impl Future<Output = ()> + Send + use<> {
+        let store = Arc::clone(&self.store);
+        async move { store.reclaimable().await }
+    }
+
+    /// Keeps what running containers need in the cache rather than the rest. `in_use` reads which layers these are.
+    pub async fn prefer(&self, in_use: impl AsyncFnOnce() -> Result<Vec<LayerRef>>) {
+        let _telling = self.telling.lock().await;
+        let told = match in_use().await {
+            Ok(layers) => self.store.pin(&layers).await.map_err(|error| with_causes(&error)),
+            Err(error) => Err(with_causes(&error)),
+        };
+        if let Err(error) = told {
+            tracing::warn!(error, "the cache doesn't know which layers are in use");
+        }
     }
 
     async fn pin(&self, wanted: &Wanted) -> Pin {

@@ -1,5 +1,6 @@
 //! The gRPC edge: containerd's messages to the lifecycle's types and back, and errors to status codes.
 use crate::{
+    credentials::Told,
     error::Error,
     filters::Filters,
     lifecycle::{Lifecycle, NewSnapshot},
@@ -8,10 +9,12 @@ use crate::{
         types,
     },
     snapshot::{Info, Kind, Mount, Timestamp},
+    wanted,
 };
 use futures::stream::{self, BoxStream, StreamExt};
 use std::sync::Arc;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+use tracing::Instrument;
 
 /// Snapshots in one message of a List.
 const BATCH: usize = 100;
@@ -19,12 +22,13 @@ const BATCH: usize = 100;
 /// The snapshots service.
 pub struct Service {
     lifecycle: Arc<Lifecycle>,
+    told: Told,
 }
 
 impl Service {
-    /// Serves `lifecycle`.
-    pub fn new(lifecycle: Arc<Lifecycle>) -> Self {
-        Self { lifecycle }
+    /// Serves `lifecycle`; credentials in labels are for `told` alone.
+    pub fn new(lifecycle: Arc<Lifecycle>, told: Told) -> Self {
+        Self { lifecycle, told }
     }
 
     /// Does `work` for the request `call` about `snapshot`, logs what came of it, and makes a status of an error. Work
@@ -39,8 +43,8 @@ impl Service {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let result =
-            tokio::spawn(work(Arc::clone(&self.lifecycle), snapshot.clone())).await.unwrap_or(Err(Error::Interrupted));
+        let result = tokio::spawn(work(Arc::clone(&self.lifecycle), snapshot.clone()).in_current_span());
+        let result = result.await.unwrap_or(Err(Error::Interrupted));
         match &result {
             Ok(_) => tracing::debug!(call, snapshot, "done"),
             // Both are part of containerd's ordinary conversation.
@@ -62,9 +66,12 @@ impl Snapshots for Service {
         request: Request<api::PrepareSnapshotRequest>,
     ) -> Result<Response<api::PrepareSnapshotResponse>, Status> {
         let namespace = namespace(request.metadata());
-        let api::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let api::PrepareSnapshotRequest { key, parent, mut labels, .. } = request.into_inner();
+        self.told.take(&mut labels).await;
+        let about = wanted::about(&labels);
         let new = NewSnapshot { kind: Kind::Active, key: key.clone(), parent: parent_name(parent), labels, namespace };
-        let mounts = self.answer("prepare", key, |all, _| async move { all.prepare(new).await }).await?;
+        let prepared = self.answer("prepare", key, |all, _| async move { all.prepare(new).await });
+        let mounts = prepared.instrument(about).await?;
         Ok(Response::new(api::PrepareSnapshotResponse { mounts: mounts_message(mounts) }))
     }
 
@@ -73,7 +80,8 @@ impl Snapshots for Service {
         request: Request<api::ViewSnapshotRequest>,
     ) -> Result<Response<api::ViewSnapshotResponse>, Status> {
         let namespace = namespace(request.metadata());
-        let api::ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let api::ViewSnapshotRequest { key, parent, mut labels, .. } = request.into_inner();
+        self.told.take(&mut labels).await;
         let new = NewSnapshot { kind: Kind::View, key: key.clone(), parent: parent_name(parent), labels, namespace };
         let mounts = self.answer("view", key, |all, _| async move { all.prepare(new).await }).await?;
         Ok(Response::new(api::ViewSnapshotResponse { mounts: mounts_message(mounts) }))
@@ -86,7 +94,8 @@ impl Snapshots for Service {
     }
 
     async fn commit(&self, request: Request<api::CommitSnapshotRequest>) -> Result<Response<()>, Status> {
-        let api::CommitSnapshotRequest { name, key, labels, .. } = request.into_inner();
+        let api::CommitSnapshotRequest { name, key, mut labels, .. } = request.into_inner();
+        self.told.take(&mut labels).await;
         self.answer("commit", key, |all, key| async move { all.commit(key, name, labels).await }).await?;
         Ok(Response::new(()))
     }
@@ -111,7 +120,10 @@ impl Snapshots for Service {
         request: Request<api::UpdateSnapshotRequest>,
     ) -> Result<Response<api::UpdateSnapshotResponse>, Status> {
         let api::UpdateSnapshotRequest { info, update_mask, .. } = request.into_inner();
-        let Some(info) = info else { return Err(Status::invalid_argument("an update must tell the snapshot's info")) };
+        let Some(mut info) = info else {
+            return Err(Status::invalid_argument("an update must tell the snapshot's info"));
+        };
+        self.told.take(&mut info.labels).await;
         let paths = update_mask.unwrap_or_default().paths;
         let info = self
             .answer("update", info.name, |all, key| async move { all.update(key, info.labels, paths).await })

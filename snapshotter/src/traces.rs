@@ -71,7 +71,7 @@ impl Traced {
             tracing::error!(file = %self.file.display(), error, "a trace can't be written");
         }
         let dir = self.mounted.dir().to_owned();
-        drop(self.mounted);
+        self.mounted.end();
         remove_directory(&dir);
     }
 

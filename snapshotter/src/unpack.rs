@@ -14,7 +14,7 @@ use clipper_format::{
     tree::Tree,
 };
 use clipper_mount::Beneath;
-use clipper_registry::{Blob, ErrorKind, RegistryError};
+use clipper_registry::{Blob, RegistryError};
 use flate2::bufread::MultiGzDecoder;
 use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
@@ -102,10 +102,8 @@ impl Unpacked {
 /// Downloads `blob` and unpacks it below the directory `dir`, which is made for it.
 pub async fn unpack(blob: &Blob, ground: &Ground, dir: &Path) -> Result<Unpacked, UnpackError> {
     match download(blob, ground, dir).await {
-        Err(UnpackError::Registry(error))
-            if matches!(error.kind(), ErrorKind::Digest { .. }) && blob.distrust_mirrors() =>
-        {
-            tracing::warn!(%error, "asking the registry itself");
+        Err(UnpackError::Registry(error)) if blob.is_wrong(&error) => {
+            tracing::warn!(%error, "asking another server");
             download(blob, ground, dir).await
         }
         result => result,

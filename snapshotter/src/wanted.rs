@@ -1,14 +1,30 @@
 //! What the labels of a layer that containerd prepares say about mounting it instead.
-use crate::snapshot::{LABEL_SNAPSHOT_REF, Labels};
+use crate::{
+    hints::hint,
+    snapshot::{LABEL_SNAPSHOT_REF, Labels},
+};
 use clipper_format::{
     Digest,
     index::{ANNOTATION_INDEX, ANNOTATION_LAYER},
 };
-use clipper_registry::Reference;
+use clipper_registry::{Reference, RegistryReference};
 
 /// Label with the image's reference, set by containerd's CRI plugin with snapshot annotations, by its transfer
 /// service, and by `clipper pull` (containerd, `pkg/snapshotters/annotations.go`).
 pub const LABEL_IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+
+/// Label with a layer's digest, set by the same.
+const LABEL_LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+
+/// What lines of the log about a snapshot with these labels are within: it says which image and layer, if they tell.
+pub fn about(labels: &Labels) -> tracing::Span {
+    let label = |key: &str| labels.get(key).map(String::as_str);
+    let (image, layer) = (label(LABEL_IMAGE_REF), label(ANNOTATION_LAYER).or_else(|| label(LABEL_LAYER_DIGEST)));
+    match (image, layer) {
+        (None, None) => tracing::Span::none(),
+        _ => tracing::error_span!("prepare", image, layer),
+    }
+}
 
 /// A layer that can be mounted instead of unpacked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +37,8 @@ pub struct Wanted {
     pub layer: Digest,
     /// The image it is pulled for, if the labels tell.
     pub image: Option<Reference>,
+    /// Where it is by what the image itself says.
+    pub hint: Option<RegistryReference>,
 }
 
 impl Wanted {
@@ -46,7 +64,7 @@ impl Wanted {
                 None
             }
         });
-        Some(Self { chain, index, layer, image })
+        Some(Self { chain, index, layer, image, hint: hint(labels) })
     }
 }
 
@@ -74,7 +92,7 @@ mod tests {
         let (a, b, c) = (Digest::of(b"a"), Digest::of(b"b"), Digest::of(b"c"));
         let (at, bt, ct) = (a.to_string(), b.to_string(), c.to_string());
         let ours = [(ANNOTATION_INDEX, at.as_str()), (ANNOTATION_LAYER, &bt), (LABEL_SNAPSHOT_REF, &ct)];
-        let mut wanted = Wanted { index: a, layer: b, chain: c, image: None };
+        let mut wanted = Wanted { index: a, layer: b, chain: c, image: None, hint: None };
         assert_eq!(Wanted::from_labels(&labels(&ours)), Some(wanted.clone()));
         for missing in 0..3 {
             let mut some = ours.to_vec();

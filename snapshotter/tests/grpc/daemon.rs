@@ -10,7 +10,7 @@ use containerd_client::{
 };
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount},
-    process::Signal,
+    process::{Pid, Signal, kill_process},
 };
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use std::{
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tonic::{Code, Status, transport::Channel};
 
@@ -59,7 +59,16 @@ impl Daemon {
         let socket = self.socket();
         process.wait_until("listening", Duration::from_secs(30), || UnixStream::connect(&socket).ok()).unwrap();
         self.process = Some(process);
-        Client(SnapshotsClient::new(containerd_client::connect(self.socket()).await.unwrap()))
+        // The supervisor listens from the first moment; whoever is answered knows that the daemon has begun.
+        let begun = Instant::now();
+        loop {
+            let mut client = Client(SnapshotsClient::new(containerd_client::connect(self.socket()).await.unwrap()));
+            match client.list(&[]).await {
+                Ok(_) => return client,
+                Err(error) => assert!(begun.elapsed() < Duration::from_secs(30), "{error}: {}", self.log()),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Asks it to stop, and waits.
@@ -69,11 +78,34 @@ impl Daemon {
 
     /// Ends it at once.
     pub fn kill(&mut self) {
-        let mut process = self.process.take().unwrap();
-        process.signal(Signal::KILL);
-        while process.is_alive() {
-            std::thread::sleep(Duration::from_millis(10));
+        self.process.take().unwrap().kill().unwrap();
+    }
+
+    /// The process that serves, once there is one that isn't `other`.
+    pub fn serving(&self, other: Option<u32>) -> u32 {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let children = self.process.as_ref().unwrap().children();
+            if let [child] = children[..]
+                && Some(child) != other
+            {
+                return child;
+            }
+            assert!(Instant::now() < deadline, "no daemon, or too many: {children:?}; {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Kills the process that serves, and gives the one that takes over.
+    pub fn kill_serving(&self) -> u32 {
+        let serving = self.serving(None);
+        kill_process(Pid::from_raw(serving as i32).unwrap(), Signal::KILL).unwrap();
+        self.serving(Some(serving))
+    }
+
+    /// The supervisor.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().unwrap()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -101,7 +133,12 @@ impl Client {
     }
 
     pub async fn view(&mut self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
-        let request = ViewSnapshotRequest { key: key.into(), parent: parent.into(), ..Default::default() };
+        self.labelled_view(key, parent, &Labels::new()).await
+    }
+
+    pub async fn labelled_view(&mut self, key: &str, parent: &str, labels: &Labels) -> Result<Vec<Mount>, Status> {
+        let (key, parent, labels) = (key.into(), parent.into(), labels.clone());
+        let request = ViewSnapshotRequest { key, parent, labels, ..Default::default() };
         Ok(self.0.view(request).await?.into_inner().mounts)
     }
 

@@ -2,7 +2,8 @@
 use crate::daemon::Labels;
 use clipper_format::{
     Digest,
-    gzip::{self, CHECKPOINTS_PER_GROUP, IndexOptions, IndexedSpan},
+    checkpoints::CheckpointGroups,
+    gzip::{self, IndexOptions, IndexedSpan},
     index::{ANNOTATION_INDEX, ANNOTATION_LAYER, BlobRef, Index, LayerIndex, PackedTree},
     span::SpanTable,
     tar::{LayerWalker, Limits},
@@ -64,11 +65,11 @@ impl Image {
                 writer.entry(entry).unwrap();
             }
             let tar = writer.finish().unwrap();
-            let (packed, index) = index_layer(&tar, &mut checkpoints);
+            let packed = pack(&tar);
             let digest = store(dir.path(), &packed);
-            diff_ids.push(index.diff_id);
+            diff_ids.push(Digest::of(&tar));
             if indexed {
-                indexes.push(index);
+                indexes.push(index_layer(&tar, &packed, &mut checkpoints));
             }
             let chain = Digest::chain_id(&diff_ids).unwrap();
             layers.push(Layer { digest, chain, tar, indexed, labels: Labels::new() });
@@ -150,33 +151,34 @@ fn store(dir: &Path, bytes: &[u8]) -> Digest {
     digest
 }
 
-/// The packed layer and its part of the index; its checkpoints are put behind `checkpoints`.
-fn index_layer(tar: &[u8], checkpoints: &mut Vec<u8>) -> (Vec<u8>, LayerIndex) {
+fn pack(tar: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(tar).unwrap();
-    let packed = encoder.finish().unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A packed layer's part of the index; its checkpoints are put behind `checkpoints`.
+fn index_layer(tar: &[u8], packed: &[u8], checkpoints: &mut Vec<u8>) -> LayerIndex {
     let mut spans = Vec::new();
     let mut indexer = gzip::Indexer::new(IndexOptions { span_size: SPAN_SIZE });
-    indexer.push(&packed, &mut spans).unwrap();
+    indexer.push(packed, &mut spans).unwrap();
     indexer.finish(&mut spans).unwrap();
     let mut walker = LayerWalker::new(Limits::default());
     walker.push(tar).unwrap();
-    let mut groups = Vec::new();
-    let points: Vec<_> = spans.iter().filter_map(|span| span.checkpoint.clone()).collect();
-    for group in points.chunks(CHECKPOINTS_PER_GROUP) {
-        let start = checkpoints.len() as u64;
-        checkpoints.extend(gzip::encode_group(group, 3));
-        groups.push(start..checkpoints.len() as u64);
-    }
-    let layer = LayerIndex {
-        digest: Digest::of(&packed),
+    let mut points = CheckpointGroups::new(3);
+    spans.iter().filter_map(|span| span.checkpoint.clone()).for_each(|checkpoint| points.push(checkpoint));
+    let (own, groups) = points.finish();
+    let first = checkpoints.len() as u64;
+    let groups = groups.into_iter().map(|group| group.start + first..group.end + first).collect();
+    checkpoints.extend(own);
+    LayerIndex {
+        digest: Digest::of(packed),
         diff_id: Digest::of(tar),
         source_size: packed.len() as u64,
         tree: PackedTree::pack(&walker.finish().unwrap()).unwrap(),
         spans: SpanTable::new(spans.iter().map(IndexedSpan::to_span).collect(), packed.len() as u64).unwrap(),
         checkpoint_groups: groups,
-    };
-    (packed, layer)
+    }
 }
 
 /// Bytes that don't compress, the same for the same seed.
