@@ -10,10 +10,14 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 FUZZ_SECONDS ?= 60
 RUNS ?= 5
+SOAK_SECONDS ?= 1200
 # Mbit/s and milliseconds each way.
 LINKS ?= 1000/1,300/5,100/20
 # Tests of whole programs that run again over the driver fuse, which older kernels have; the default is erofs.
-OVER_FUSE := conformance crowd fidelity integrity run:: mixed remote removal survival
+OVER_FUSE := conformance crowd fidelity integrity run:: mapped mixed observe remote removal survival takeover userns
+# Those that run again with other releases' containerd: trixie has 1.7, forky 2.1.
+OTHER_CONTAINERDS := trixie forky
+WITH_OTHERS := cri:: run:: userns
 
 .PHONY: help
 help:
@@ -31,6 +35,10 @@ build: setup ## the programs: target/release/clipper and clipper-snapshotter
 images: build ## the small images that the tests use, below .cache/images
 	@scripts/images busybox small
 
+.PHONY: containerds
+containerds: setup
+	@for suite in $(OTHER_CONTAINERDS); do scripts/containerd $$suite; done
+
 .PHONY: bench-images
 bench-images: build ## the real images that the benches use: Node.js, Python, PostgreSQL, Java (a quarter of an hour)
 	@scripts/images busybox small node-red python postgres java
@@ -44,10 +52,17 @@ demo: demo-image ## convert a real image, start it before it is downloaded, and 
 	@$(BIN)/demo
 
 .PHONY: test
-test: images check fuzz-smoke ## everything: format, lints, licences, fuzzing in short, unit tests, end to end, conformance
+test: images containerds check fuzz-smoke ## everything: format, lints, licences, fuzzing in short, unit tests, end to end, conformance
 	{ $(CARGO) test --release --workspace --no-fail-fast && \
-	  CLIPPER_TEST_DRIVER=fuse $(CARGO) test --release --workspace --no-fail-fast --test e2e --test grpc -- $(OVER_FUSE); } \
+	  CLIPPER_TEST_DRIVER=fuse $(CARGO) test --release --workspace --no-fail-fast --test e2e --test grpc -- $(OVER_FUSE) && \
+	  for suite in $(OTHER_CONTAINERDS); do \
+	    CLIPPER_TEST_CONTAINERD=$$suite $(CARGO) test --release --workspace --no-fail-fast --test e2e -- $(WITH_OTHERS); \
+	  done; } \
 	  2>&1 | scripts/count-tests
+
+.PHONY: soak
+soak: images ## a node without rest for SOAK_SECONDS (1200): kills, network faults, evictions, removals; test does 2 minutes of it
+	CLIPPER_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --workspace --test soak -- --nocapture
 
 .PHONY: check
 check: build ## formatting, clippy, licences and sources

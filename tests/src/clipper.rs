@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::daemon::{Daemon, program, run};
+use crate::daemon::{Daemon, memory_kib, program, run};
 use crate::scratch::Scratch;
 
 /// `clipper ARGS`, not yet run.
@@ -48,6 +49,7 @@ pub fn driver() -> String {
 #[derive(Debug)]
 pub struct Snapshotter {
     daemon: Option<Daemon>,
+    program: PathBuf,
     driver: String,
     socket: PathBuf,
     root: PathBuf,
@@ -63,8 +65,18 @@ impl Snapshotter {
     /// As [`start`](Self::start), with this driver.
     pub fn start_over(driver: &str) -> Result<Self> {
         let scratch = Scratch::new("snapshotter")?;
-        let (socket, root) = (scratch.join("s.sock"), scratch.join("root"));
-        let mut snapshotter = Self { daemon: None, driver: driver.into(), socket, root, scratch };
+        let root = scratch.join("root");
+        Self::start_in(scratch, root, driver)
+    }
+
+    /// As [`start`](Self::start), on a root elsewhere, which is left behind.
+    pub fn start_at(root: PathBuf) -> Result<Self> {
+        Self::start_in(Scratch::new("snapshotter")?, root, &driver())
+    }
+
+    fn start_in(scratch: Scratch, root: PathBuf, driver: &str) -> Result<Self> {
+        let (socket, program) = (scratch.join("s.sock"), program("clipper-snapshotter")?);
+        let mut snapshotter = Self { daemon: None, program, driver: driver.into(), socket, root, scratch };
         snapshotter.launch()?;
         Ok(snapshotter)
     }
@@ -79,7 +91,7 @@ impl Snapshotter {
             args.extend(["--config", &config_text]);
         }
         let log = self.scratch.join("log");
-        let mut daemon = Daemon::start("clipper-snapshotter", &program("clipper-snapshotter")?, &args, &log)?;
+        let mut daemon = Daemon::start("clipper-snapshotter", &self.program, &args, &log)?;
         let path = self.socket.clone();
         daemon
             .wait_until("listening", Duration::from_secs(20), || std::os::unix::net::UnixStream::connect(&path).ok())?;
@@ -94,7 +106,50 @@ impl Snapshotter {
         self.launch()
     }
 
-    /// Asks it to end, as a package upgrade would.
+    /// Starts it again from a copy of its program, which can then be replaced; gives where that is.
+    pub fn run_copy(&mut self) -> Result<PathBuf> {
+        self.stop()?;
+        let copy = self.scratch.join("clipper-snapshotter");
+        std::fs::copy(&self.program, &copy)?;
+        self.program.clone_from(&copy);
+        self.launch()?;
+        Ok(copy)
+    }
+
+    /// Has what runs replaced by what its program's file holds now; gives what is said about it.
+    pub fn upgrade(&self) -> Result<String> {
+        let mut command = Command::new(program("clipper-snapshotter")?);
+        run(command.arg("upgrade").arg("--address").arg(&self.socket))
+    }
+
+    /// Ends both of its processes at once, as a power cut would.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+        }
+        Ok(())
+    }
+
+    /// The process that serves, once there is one that isn't `other`. It is the only child of the supervisor.
+    pub fn serving(&self, other: Option<u32>) -> Result<u32> {
+        let (daemon, start) = (self.daemon.as_ref().context("the snapshotter is not running")?, Instant::now());
+        loop {
+            match daemon.children()[..] {
+                [child] if Some(child) != other => return Ok(child),
+                _ if start.elapsed() < Duration::from_secs(20) => std::thread::sleep(Duration::from_millis(5)),
+                _ => bail!("no daemon, or too many: {:?}", daemon.children()),
+            }
+        }
+    }
+
+    /// Kills the process that serves, and gives the one that takes over.
+    pub fn kill_serving(&self) -> Result<u32> {
+        let serving = self.serving(None)?;
+        kill_process(Pid::from_raw(serving as i32).context("no process")?, Signal::KILL)?;
+        self.serving(Some(serving))
+    }
+
+    /// Asks it to end, as an operator would.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.stop()?;
@@ -117,23 +172,27 @@ impl Snapshotter {
         std::fs::read_to_string(self.scratch.join("log")).unwrap_or_default()
     }
 
-    /// The process.
+    /// The supervisor, which the process that serves is a child of.
     pub fn daemon(&self) -> Option<&Daemon> {
         self.daemon.as_ref()
     }
 
-    /// Resident memory in KiB of it and of all its children.
+    /// Both processes: the supervisor and the one that serves.
+    pub fn pids(&self) -> Vec<u32> {
+        self.daemon.iter().flat_map(|daemon| [vec![daemon.pid()], daemon.children()].concat()).collect()
+    }
+
+    /// Resident memory in KiB of both processes; of the program itself, which both of them map, once.
     pub fn resident_kib(&self) -> Result<u64> {
-        let daemon = self.daemon.as_ref().context("the snapshotter is not running")?;
-        let mut total = daemon.memory_kib("VmRSS")?;
-        let children =
-            std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap_or_default();
-        for child in children.split_whitespace() {
-            let status = std::fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
-            let line = status.lines().find(|line| line.starts_with("VmRSS"));
-            total += line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or_default();
-        }
-        Ok(total)
+        let [supervisor, serving] = self.pids()[..] else { bail!("the snapshotter is not running: {:?}", self.pids()) };
+        Ok(memory_kib(supervisor, "RssAnon")? + memory_kib(serving, "VmRSS")?)
+    }
+
+    /// A line of `/proc/PID/status` in KiB, summed over both processes.
+    pub fn memory_kib(&self, field: &str) -> Result<u64> {
+        let pids = self.pids();
+        ensure!(pids.len() == 2, "the snapshotter is not running: {pids:?}");
+        pids.into_iter().map(|pid| memory_kib(pid, field)).sum()
     }
 
     /// Bytes of disk that its root takes.
@@ -166,10 +225,15 @@ impl LazyMount {
 
     /// As [`start`](Self::start), with this driver.
     pub fn start_over(driver: &str, reference: &str) -> Result<Self> {
+        Self::start_with(&["--driver", driver], reference)
+    }
+
+    /// As [`start`](Self::start), with these arguments.
+    pub fn start_with(more: &[&str], reference: &str) -> Result<Self> {
         let scratch = Scratch::new("mount")?;
         let (at, cache) = (scratch.subdir("at")?, scratch.subdir("cache")?);
         let (at_text, cache_text) = (at.display().to_string(), cache.display().to_string());
-        let args = ["mount", "--cache", &cache_text, "--driver", driver, reference, &at_text];
+        let args = [&["mount", "--cache", &cache_text], more, &[reference, &at_text]].concat();
         let mut daemon = Daemon::start("clipper mount", &program("clipper")?, &args, &scratch.join("log"))?;
         daemon.wait_until("mounting", Duration::from_secs(30), || is_mounted(&at).then_some(()))?;
         Ok(Self { daemon, at, scratch })

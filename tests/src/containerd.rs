@@ -5,14 +5,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, ViewSnapshotRequest};
 use containerd_client::with_namespace;
+use serde_json::json;
 use tonic::Request;
 
-use crate::daemon::{Daemon, run};
+use crate::daemon::{Daemon, run, workspace};
 use crate::scratch::Scratch;
+
+/// Has `ctr images pull` of containerd 2.x unpack by Clipper. 1.6 doesn't know the service.
+const TRANSFER: &str = r#"[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "clipper"
+"#;
 
 /// What a containerd is told at its start.
 #[derive(Clone, Debug)]
@@ -29,6 +36,8 @@ pub struct Settings {
     pub prefix: Vec<String>,
     /// Where containerd, its shim and `ctr` are looked for before `PATH`.
     pub programs: Option<PathBuf>,
+    /// Gives pods that want a network of their own one that leads nowhere but to the host.
+    pub pod_network: bool,
     /// Sections of the configuration that stand behind all others.
     pub more: String,
 }
@@ -43,13 +52,19 @@ impl Settings {
             cri_annotations: true,
             prefix: Vec::new(),
             programs: None,
+            pod_network: false,
             more: String::new(),
         }
     }
 
-    /// containerd with Clipper as a plugin and as the CRI's snapshotter.
-    pub fn clipper(socket: &Path) -> Self {
-        Self { cri_snapshotter: "clipper".into(), ..Self::plugin("clipper", socket) }
+    /// containerd with Clipper as a plugin, as the CRI's snapshotter and as one of the transfer service; the machine's
+    /// containerd, or that of the Debian release `$CLIPPER_TEST_CONTAINERD`, so that tests can be run again with another
+    /// version.
+    pub fn clipper(socket: &Path) -> Result<Self> {
+        let suite = std::env::var("CLIPPER_TEST_CONTAINERD").ok();
+        let programs = suite.map(|suite| other_release(&suite)).transpose()?;
+        let more = TRANSFER.into();
+        Ok(Self { cri_snapshotter: "clipper".into(), programs, more, ..Self::plugin("clipper", socket) })
     }
 
     /// containerd with any other snapshotter as a plugin.
@@ -74,6 +89,10 @@ impl Containerd {
         let socket = scratch.join("containerd.sock");
         let mut containerd = Self { daemon: None, settings, socket, scratch };
         fs::write(containerd.scratch.join("config.toml"), containerd.config())?;
+        if containerd.settings.pod_network {
+            let dir = containerd.scratch.subdir("cni")?;
+            fs::write(dir.join("pods.conflist"), pod_network(&dir))?;
+        }
         containerd.launch()?;
         Ok(containerd)
     }
@@ -128,9 +147,25 @@ impl Containerd {
 
     /// Runs a command in a new container and removes it; gives what it printed.
     pub fn run(&self, snapshotter: &str, reference: &str, id: &str, command: &[&str]) -> Result<String> {
-        let mut args = vec!["run", "--rm", "--net-host", "--snapshotter", snapshotter, reference, id];
-        args.extend(command);
-        self.ctr(&args)
+        self.run_with(snapshotter, reference, id, &["--net-host"], command)
+    }
+
+    /// As [`run`](Self::run), with options of `ctr run`; without any, also without the host's network.
+    pub fn run_with(
+        &self,
+        snapshotter: &str,
+        reference: &str,
+        id: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<String> {
+        let once = |id: &str| {
+            let run = ["run", "--rm", "--snapshotter", snapshotter];
+            self.ctr(&[&run[..], options, &[reference, id], command].concat())
+        };
+        // `ctr` drops the output of a container that has ended before it came to open the pipe.
+        let said = once(id)?;
+        if said.is_empty() { once(&format!("{id}-again")) } else { Ok(said) }
     }
 
     /// Starts a container in the background, with the image's own command.
@@ -213,6 +248,13 @@ impl Containerd {
         Ok(list.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(String::from)).collect())
     }
 
+    /// Bytes that all snapshots take, as the snapshotter tells containerd.
+    pub fn usage(&self, snapshotter: &str) -> Result<u64> {
+        let listed = self.ctr(&["snapshots", "--snapshotter", snapshotter, "usage", "-b"])?;
+        let sizes = listed.lines().skip(1).map(|line| line.split_whitespace().nth(1));
+        sizes.map(|size| size.context("no size")?.parse::<u64>().with_context(|| listed.clone())).sum()
+    }
+
     /// Removes an image and waits for the garbage collection that it sets off.
     pub fn remove_image(&self, reference: &str) -> Result<()> {
         self.ctr(&["images", "remove", "--sync", reference]).map(|_| ())
@@ -246,7 +288,13 @@ impl Containerd {
         let Settings { snapshotter, cri_snapshotter, sandbox_image, .. } = &self.settings;
         let silent = !self.settings.cri_annotations;
         let proxy = snapshotter.as_ref().map(|(name, socket)| {
-            format!("[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = \"{}\"\n", socket.display())
+            // What versions before 1.7 and 2.0 make nothing of: who maps owners, and who wants annotations from the
+            // transfer service.
+            format!(
+                "[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = \"{}\"\n  capabilities = [\"remap-ids\"]\n  \
+                 [proxy_plugins.{name}.exports]\n    enable_remote_snapshot_annotations = \"true\"\n",
+                socket.display()
+            )
         });
         format!(
             r#"version = 2
@@ -275,12 +323,25 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
       runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{dir}/cni"
-    bin_dir = "{dir}/cni"
+    bin_dir = "/usr/lib/cni"
 {}{}"#,
             proxy.unwrap_or_default(),
             self.settings.more,
         )
     }
+}
+
+/// The programs of another Debian release's containerd, which `scripts/containerd` unpacks.
+pub fn other_release(suite: &str) -> Result<PathBuf> {
+    let dir = workspace().join(".cache/tools").join(suite).join("bin");
+    ensure!(dir.join("containerd").exists(), "{} has no containerd: run scripts/containerd {suite}", dir.display());
+    Ok(dir)
+}
+
+/// A CNI configuration: a pair of network devices for each pod, whose addresses are noted below `dir`.
+fn pod_network(dir: &Path) -> String {
+    let ipam = json!({"type": "host-local", "subnet": "10.213.0.0/24", "dataDir": dir.join("addresses")});
+    json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "ptp", "ipam": ipam}]}).to_string()
 }
 
 impl Drop for Containerd {

@@ -3,18 +3,24 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PullImageRequest, RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    AuthConfig, ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse,
+    IdMapping, ImageSpec, ImageStatusRequest, KeyValue, LinuxContainerConfig, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListImagesRequest, Mount, MountPropagation, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveContainerRequest,
+    RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, UserNamespace,
 };
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
+
+/// Longest that a CRI may take to be ready.
+const READY: Duration = Duration::from_secs(30);
 
 /// A connection to a containerd's CRI.
 #[derive(Debug)]
@@ -27,21 +33,42 @@ pub struct Cri {
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     id: String,
+    namespaces: NamespaceOption,
+    privileged: bool,
     config: PodSandboxConfig,
 }
 
 impl Cri {
-    /// Connects to a containerd's socket.
+    /// Connects to a containerd's socket, and waits until its CRI is ready: containerd answers others before.
     pub fn connect(socket: &Path) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let channel = runtime.block_on(containerd_client::connect(socket))?;
-        Ok(Self { runtime, channel })
+        let cri = Self { runtime, channel };
+        let begun = Instant::now();
+        while let Err(error) = cri.wait(async { cri.images().list_images(ListImagesRequest::default()).await }) {
+            ensure!(error.to_string().contains("not initialized") && begun.elapsed() < READY, "ListImages: {error:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(cri)
     }
 
     /// Pulls an image; gives the CRI's name of it.
     pub fn pull(&self, image: &str) -> Result<String> {
         let request = PullImageRequest { image: Some(spec(image)), ..Default::default() };
         Ok(self.wait(async { self.images().pull_image(request).await }).context("PullImage")?.image_ref)
+    }
+
+    /// As [`pull`](Self::pull), with a name and a password.
+    pub fn pull_as(&self, image: &str, user: &str, password: &str) -> Result<String> {
+        let auth = AuthConfig { username: user.into(), password: password.into(), ..Default::default() };
+        let request = PullImageRequest { image: Some(spec(image)), auth: Some(auth), ..Default::default() };
+        Ok(self.wait(async { self.images().pull_image(request).await }).context("PullImage")?.image_ref)
+    }
+
+    /// Whether an image is there.
+    pub fn has_image(&self, image: &str) -> Result<bool> {
+        let request = ImageStatusRequest { image: Some(spec(image)), verbose: false };
+        Ok(self.wait(async { self.images().image_status(request).await }).context("ImageStatus")?.image.is_some())
     }
 
     /// Removes an image.
@@ -52,8 +79,29 @@ impl Cri {
 
     /// Starts a sandbox on the host's network.
     pub fn run_sandbox(&self, name: &str) -> Result<Sandbox> {
-        let host = NamespaceOption { network: NamespaceMode::Node.into(), ..Default::default() };
-        let context = LinuxSandboxSecurityContext { namespace_options: Some(host), ..Default::default() };
+        self.run_sandbox_in(name, own_processes(NamespaceMode::Node), false)
+    }
+
+    /// Starts a sandbox on the host's network, whose containers may do everything.
+    pub fn run_privileged_sandbox(&self, name: &str) -> Result<Sandbox> {
+        self.run_sandbox_in(name, own_processes(NamespaceMode::Node), true)
+    }
+
+    /// Starts a sandbox with a network and a user namespace of its own (`hostUsers: false`), whose users begin at `uid`
+    /// and whose groups at `gid`.
+    pub fn run_sandbox_with_users(&self, name: &str, uid: u32, gid: u32) -> Result<Sandbox> {
+        let from = |host_id| vec![IdMapping { host_id, container_id: 0, length: 65536 }];
+        let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: from(uid), gids: from(gid) };
+        let namespaces = NamespaceOption { userns_options: Some(users), ..own_processes(NamespaceMode::Pod) };
+        self.run_sandbox_in(name, namespaces, false)
+    }
+
+    fn run_sandbox_in(&self, name: &str, namespaces: NamespaceOption, privileged: bool) -> Result<Sandbox> {
+        let context = LinuxSandboxSecurityContext {
+            namespace_options: Some(namespaces.clone()),
+            privileged,
+            ..Default::default()
+        };
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.into(),
@@ -70,15 +118,41 @@ impl Cri {
             .wait(async { self.containers().run_pod_sandbox(request).await })
             .context("RunPodSandbox")?
             .pod_sandbox_id;
-        Ok(Sandbox { id, config })
+        Ok(Sandbox { id, namespaces, privileged, config })
     }
 
     /// Creates and starts a container in a sandbox; an empty command means the image's own. Gives its id.
     pub fn start_container(&self, sandbox: &Sandbox, name: &str, image: &str, command: &[&str]) -> Result<String> {
+        self.start_container_with(sandbox, name, image, command, &[], Vec::new())
+    }
+
+    /// As [`start_container`](Self::start_container), with variables and mounts.
+    pub fn start_container_with(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        image: &str,
+        command: &[&str],
+        variables: &[(&str, &str)],
+        mounts: Vec<Mount>,
+    ) -> Result<String> {
         let config = ContainerConfig {
+            envs: variables
+                .iter()
+                .map(|(key, value)| KeyValue { key: (*key).into(), value: (*value).into() })
+                .collect(),
+            mounts,
             metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
             image: Some(spec(image)),
             command: command.iter().map(|word| String::from(*word)).collect(),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext {
+                    namespace_options: Some(sandbox.namespaces.clone()),
+                    privileged: sandbox.privileged,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let request = CreateContainerRequest {
@@ -128,6 +202,22 @@ impl Cri {
 
     fn wait<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T> {
         Ok(self.runtime.block_on(call)?.into_inner())
+    }
+}
+
+/// What kubelet asks for by default, but for the network.
+fn own_processes(network: NamespaceMode) -> NamespaceOption {
+    NamespaceOption { network: network.into(), pid: NamespaceMode::Container.into(), ..Default::default() }
+}
+
+/// A directory or file of the host in a container. With `both_ways`, what is mounted below it by either is there for both.
+pub fn bind(host: &Path, inside: &Path, both_ways: bool) -> Mount {
+    let propagation = if both_ways { MountPropagation::PropagationBidirectional } else { Default::default() };
+    Mount {
+        host_path: host.display().to_string(),
+        container_path: inside.display().to_string(),
+        propagation: propagation.into(),
+        ..Default::default()
     }
 }
 

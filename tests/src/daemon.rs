@@ -54,16 +54,20 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The process ids of its children.
+    pub fn children(&self) -> Vec<u32> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
+        children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+    }
+
     /// Everything it has printed so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// A line of `/proc/PID/status`, in kibibytes: `VmRSS`, `VmHWM`, …
+    /// A line of its `/proc/PID/status`, in kibibytes: `VmRSS`, `VmHWM`, …
     pub fn memory_kib(&self, field: &str) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find(|line| line.starts_with(field)).context("no such line in /proc/PID/status")?;
-        Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)
+        memory_kib(self.pid(), field)
     }
 
     /// Whether it still runs.
@@ -95,10 +99,16 @@ impl Daemon {
         self.kill()
     }
 
-    /// Ends it at once, as a crash would.
+    /// Ends it at once, as a crash would, and waits for its children, who end with it if they are of the kind that does.
     pub fn kill(&mut self) -> Result<ExitStatus> {
+        let children = self.children();
         self.signal(Signal::KILL);
-        Ok(self.child.wait()?)
+        let status = self.child.wait()?;
+        let start = Instant::now();
+        while children.iter().any(|child| is_running(*child)) && start.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(status)
     }
 
     fn tail(&self) -> String {
@@ -117,6 +127,20 @@ impl Drop for Daemon {
             eprintln!("---- last words of {} (signal {signal:?}):\n{}\n----", self.name, self.tail());
         }
     }
+}
+
+/// A line of `/proc/PID/status`, in kibibytes.
+pub fn memory_kib(pid: u32, field: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(field)).context("no such line in /proc/PID/status")?;
+    Ok(line.split_whitespace().nth(1).context("no figure")?.parse()?)
+}
+
+/// Whether there is such a process, and it isn't merely waiting to be forgotten: its first thread may end before the others,
+/// who still hold its files.
+fn is_running(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads > 1 || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 type Request = (Command, Sender<std::io::Result<Child>>);

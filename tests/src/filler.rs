@@ -61,14 +61,20 @@ impl Filler {
 
     /// Writes them as a layer.
     pub fn layer(&self, layout: &Layout, how: &Compression) -> Result<Layer> {
+        self.layer_in("data", layout, how)
+    }
+
+    /// Writes them as a layer, below another directory than `data`.
+    pub fn layer_in(&self, dir: &str, layout: &Layout, how: &Compression) -> Result<Layer> {
         layout.layer(how, |out| {
             let mut tar = TarWriter::new(out);
-            tar.entry(&Entry::dir("data"))?;
+            tar.entry(&Entry::dir(dir))?;
             for number in 0..self.count {
                 if number.is_multiple_of(100) {
-                    tar.entry(&Entry::dir(format!("data/{:03}", number / 100)))?;
+                    tar.entry(&Entry::dir(format!("{dir}/{:03}", number / 100)))?;
                 }
-                tar.entry(&Entry::file(self.path(number), self.content(number)))?;
+                let path = self.path(number).replacen("data", dir, 1);
+                tar.entry(&Entry::file(path, self.content(number)))?;
             }
             tar.finish()?;
             Ok(())

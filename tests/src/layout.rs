@@ -27,8 +27,8 @@ impl Compression {
     }
 
     /// By name: `tar`, `zstd`, `gzip`, `store` (gzip without compressing), `pigz` (blocks flushed and joined),
-    /// `bgzip` (a member every 64 KiB), `members` (members of uneven sizes); `zstd` (one frame), `frames` (frames of
-    /// uneven sizes), `pzstd` (frames of 8 MiB).
+    /// `bgzip` (a member every 64 KiB), `members` (members of uneven sizes); `zstd`, `zstd-1`, `zstd-9`, `zstd-19`, `zstd-long`
+    /// (a window of 128 MiB) and `zstd-threads` (one frame), `frames` (frames of uneven sizes), `pzstd` (frames of 8 MiB).
     pub fn by_name(name: &str) -> Result<Self> {
         Ok(match name {
             "tar" => Self::Tar,
@@ -40,6 +40,11 @@ impl Compression {
             "frames" => Self::Zstd("split -b 77777 --filter='zstd -q -3 -c' -".into()),
             "pzstd" => Self::Zstd("pzstd -q -3 -c -p2".into()),
             "zstd" => Self::Zstd("zstd -q -3 -c".into()),
+            "zstd-1" => Self::Zstd("zstd -q -1 -c --no-check".into()),
+            "zstd-9" => Self::Zstd("zstd -q -9 -c".into()),
+            "zstd-19" => Self::Zstd("zstd -q -19 -c".into()),
+            "zstd-long" => Self::Zstd("zstd -q -3 --long=27 -c".into()),
+            "zstd-threads" => Self::Zstd("zstd -q -3 -T0 -c".into()),
             other => bail!("no compression is called {other}"),
         })
     }

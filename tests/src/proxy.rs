@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_RANGE, RANGE, RETRY_AFTER};
+use hyper::header::{AUTHORIZATION, CONTENT_RANGE, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -93,6 +94,8 @@ pub(crate) struct State {
     rules: Mutex<Vec<Rule>>,
     log: Mutex<Vec<Access>>,
     down: AtomicBool,
+    /// The `Authorization` that every request has to have.
+    login: Mutex<Option<String>>,
     /// Ends every connection when its value changes.
     cut: watch::Sender<u32>,
 }
@@ -115,7 +118,8 @@ impl Proxy {
             TcpListener::from_std(listener)?
         };
         let (rules, log, down) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        let state = Arc::new(State { upstream, delay, rules, log, down, cut: watch::Sender::new(0) });
+        let (login, cut) = (Mutex::default(), watch::Sender::new(0));
+        let state = Arc::new(State { upstream, delay, rules, log, down, login, cut });
         runtime.spawn(accept(listener, state.clone()));
         Ok(Self { address, state, runtime: Some(runtime) })
     }
@@ -152,6 +156,11 @@ impl Proxy {
         if down {
             self.state.cut.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Refuses requests without this name and password from now on.
+    pub fn require_login(&self, user: &str, password: &str) {
+        *lock(&self.state.login) = Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))));
     }
 
     /// All requests since the last `take_log`.
@@ -221,7 +230,10 @@ async fn answer(
     }
     let mut connection = upstream.lock().await;
     tokio::time::sleep(if connection.is_none() { state.delay * 3 } else { state.delay }).await;
+    let login = lock(&state.login).clone();
+    let refused = login.is_some_and(|login| request.headers().get(AUTHORIZATION).is_none_or(|sent| *sent != *login));
     let answer = match fault {
+        _ if refused => Err(StatusCode::UNAUTHORIZED),
         Some(Fault::Status(status)) => Err(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)),
         _ => {
             let limit = if let Some(Fault::CutRequest(limit)) = fault { Some(limit) } else { None };
@@ -245,6 +257,10 @@ async fn answer(
             let mut response = Response::new(body);
             *response.status_mut() = status;
             response.headers_mut().insert(RETRY_AFTER, 0.into());
+            if refused {
+                let challenge = HeaderValue::from_static("Basic realm=\"proxy\"");
+                response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+            }
             response
         }
     };

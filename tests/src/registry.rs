@@ -87,6 +87,25 @@ impl Registry {
         self.copy(source, repository_and_tag, &["--preserve-digests"])
     }
 
+    /// As [`push`](Self::push), with layers compressed as zstd by skopeo: one frame each, by the encoder that BuildKit and
+    /// podman use, too.
+    pub fn push_zstd(&self, source: &str, repository_and_tag: &str) -> Result<String> {
+        // It compresses only what isn't compressed yet, and a registry would be found to have the layers already.
+        let scratch = tempfile::tempdir()?;
+        let [plain, packed] = ["dir", "oci"].map(|kind| format!("{kind}:{}", scratch.path().join(kind).display()));
+        let packed = format!("{packed}:1");
+        run(Command::new("skopeo").args([
+            "copy",
+            "-q",
+            "--src-tls-verify=false",
+            "--dest-decompress",
+            source,
+            &plain,
+        ]))?;
+        run(Command::new("skopeo").args(["copy", "-q", "--dest-compress-format", "zstd", &plain, &packed]))?;
+        self.push_as_is(&packed, repository_and_tag)
+    }
+
     fn copy(&self, source: &str, repository_and_tag: &str, flags: &[&str]) -> Result<String> {
         let target = format!("{}/{repository_and_tag}", self.host());
         let to = format!("docker://{target}");

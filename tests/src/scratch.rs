@@ -2,6 +2,7 @@
 //! sweeps what a dead one left.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
@@ -123,11 +124,14 @@ pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Processes that name the directory in their command line, or whose own mount namespace has it: shims, runc's children
-/// and the containers themselves, which nobody else remembers once their containerd is gone.
-fn tenants(dir: &Path) -> Vec<Pid> {
+/// Processes that name the directory in their command line, or whose own root and mount namespace have it: shims, runc's
+/// children and the containers themselves, which nobody else remembers once their containerd is gone. Not those that have
+/// just got their mount namespace: anybody's, with all the mounts of the machine, until it is made a container's.
+pub fn tenants(dir: &Path) -> Vec<Pid> {
     let needle = format!("{}/", dir.display());
     let ours = fs::read_link("/proc/self/ns/mnt").ok();
+    let root = |proc: &Path| fs::metadata(proc.join("root/")).ok().map(|meta| (meta.dev(), meta.ino()));
+    let our_root = root(Path::new("/proc/self"));
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
@@ -140,6 +144,7 @@ fn tenants(dir: &Path) -> Vec<Pid> {
         let named = fs::read(proc.join("cmdline"))
             .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(&needle));
         let mounted = fs::read_link(proc.join("ns/mnt")).ok() != ours
+            && root(&proc) != our_root
             && fs::read_to_string(proc.join("mountinfo")).is_ok_and(|table| table.contains(&needle));
         let zombie = fs::read_to_string(proc.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
         if (named || mounted) && !zombie {

@@ -9,7 +9,7 @@ use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::walk::{self, Tree};
 
 use crate::run::Node;
-use crate::world::{Converted, awkward, awkward_below, converted_above, world};
+use crate::world::{Converted, awkward, awkward_below, awkward_zstd, converted_above, world};
 
 /// Compares an image in three ways: containerd's unpacked tree, Clipper's by way of containerd, and `clipper mount`.
 /// Gives what differs.
@@ -95,6 +95,20 @@ fn a_real_image() {
 fn awkward_images() {
     let (overlay, node) = (Containerd::start(Settings::overlayfs()).unwrap(), Node::new());
     let found: Vec<String> = awkward().iter().flat_map(|image| compare(image, &overlay, &node)).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_real_image_of_zstd_frames() {
+    let overlay = Containerd::start(Settings::overlayfs()).unwrap();
+    let found = compare(&world().small_zstd, &overlay, &Node::new());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn awkward_images_of_zstd_frames() {
+    let (overlay, node) = (Containerd::start(Settings::overlayfs()).unwrap(), Node::new());
+    let found: Vec<String> = awkward_zstd().iter().flat_map(|image| compare(image, &overlay, &node)).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 

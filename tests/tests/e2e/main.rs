@@ -1,17 +1,29 @@
 //! End to end: real containerd, registry, runc and kernel, and the programs as users run them.
 
 mod conformance;
+mod containerd2;
 mod convert;
 mod copy;
+mod credentials;
 mod cri;
 mod crowd;
+mod deploy;
 mod fidelity;
 mod frames;
 mod full;
 mod ground;
+mod hints;
 mod integrity;
+mod kubernetes;
+mod limits;
+mod network;
+mod observe;
 mod offline;
+mod one_frame;
+mod pod;
 mod run;
 mod space;
 mod startup;
+mod survival;
+mod userns;
 mod world;

@@ -12,6 +12,9 @@ use crate::world::world;
 #[test]
 fn restarts_without_the_network() {
     let mut node = Node::new();
+    node.snapshotter.configure("[fetch]\nwait_seconds = 3\n").unwrap();
+    // Which waits a while before it calls a socket again that nobody answered at.
+    node.containerd.restart().unwrap();
     let image = node.proxy.by_way(&world().small.accelerated);
     // Or else the background fill would fetch what nobody has read.
     let last = world().small.layers().pop().unwrap();
@@ -38,6 +41,6 @@ fn starts_with_nothing_there() {
     let proxy = Proxy::start(world().registry.address(), Duration::ZERO).unwrap();
     proxy.down(true);
     let snapshotter = Snapshotter::start().unwrap();
-    let containerd = Containerd::start(Settings::clipper(snapshotter.socket())).unwrap();
+    let containerd = Containerd::start(Settings::clipper(snapshotter.socket()).unwrap()).unwrap();
     assert!(containerd.snapshots("clipper").unwrap().is_empty());
 }

@@ -28,10 +28,14 @@ impl Node {
 
     /// One whose containerd has other settings.
     pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::on(Snapshotter::start().unwrap(), change)
+    }
+
+    /// One with this snapshotter.
+    pub fn on(snapshotter: Snapshotter, change: impl FnOnce(&mut Settings)) -> Self {
         let proxy = Proxy::start(world().registry.address(), Duration::ZERO).unwrap();
-        let snapshotter = Snapshotter::start().unwrap();
         let sandbox_image = proxy.by_way(&world().busybox.base);
-        let mut settings = Settings { sandbox_image, ..Settings::clipper(snapshotter.socket()) };
+        let mut settings = Settings { sandbox_image, ..Settings::clipper(snapshotter.socket()).unwrap() };
         change(&mut settings);
         Self { containerd: Containerd::start(settings).unwrap(), snapshotter, proxy }
     }

@@ -1,6 +1,7 @@
 //! Layers are stored once, and all space comes back.
 
 use std::fs;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use clipper_tests::clipper::disk_usage;
@@ -88,4 +89,32 @@ fn removal_gives_everything_back() {
     // And it can all come again.
     node.pull(&lazy);
     assert_eq!(node.containerd.run("clipper", &lazy, "again", &[]).unwrap(), "hello from the small image\n");
+}
+
+#[test]
+fn what_is_removed_while_in_use_goes_with_its_last_user() {
+    let node = Node::new();
+    let image = node.proxy.by_way(&world().small.accelerated);
+    node.pull(&image);
+    node.containerd.run("clipper", &image, "reads", &["sh", "-c", "cat /srv/app/data/random > /dev/null"]).unwrap();
+    let devices = || disk_usage(&node.snapshotter.root().join("devices"));
+    let cached = devices();
+    assert!(cached > 1_000_000, "{cached}");
+    let [mount] = &mounts_below(node.snapshotter.root())[..] else { panic!("one mount") };
+    let mut file = fs::File::open(mount.join("etc/passwd")).unwrap();
+    node.containerd.remove_image(&image).unwrap();
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {}", node.snapshotter.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait("unmounted", &|| mounts_below(node.snapshotter.root()).is_empty());
+    assert!(devices() >= cached, "{} of {cached}", devices());
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("root:"), "{text}");
+    drop(file);
+    wait("given back", &|| devices() < 100_000);
 }

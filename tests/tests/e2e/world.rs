@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use clipper_tests::clipper::convert;
+use clipper_tests::clipper::{convert, convert_with};
 use clipper_tests::corpus;
 use clipper_tests::layout::Layout;
 use clipper_tests::registry::Registry;
@@ -15,6 +15,8 @@ pub struct World {
     pub registry: Registry,
     /// A Debian userland in six layers.
     pub small: Converted,
+    /// The same with layers compressed as zstd, of one frame each.
+    pub small_zstd: Converted,
     /// A static busybox in one layer; also the sandbox image.
     pub busybox: Converted,
 }
@@ -50,8 +52,10 @@ pub fn world() -> &'static World {
     WORLD.get_or_init(|| {
         let registry = Registry::start().unwrap();
         let small = Converted::from(registry.push_cached("small").unwrap());
+        let source = format!("docker://{}", small.base);
+        let small_zstd = Converted::from(registry.push_zstd(&source, "small-zstd:latest").unwrap());
         let busybox = Converted::from(registry.push_cached("busybox").unwrap());
-        World { registry, small, busybox }
+        World { registry, small, small_zstd, busybox }
     })
 }
 
@@ -78,6 +82,20 @@ pub fn awkward() -> &'static [Converted] {
     AWKWARD.get_or_init(|| converted("awkward", corpus::images()))
 }
 
+/// The awkward images in layers of one zstd frame each, of every make; spans are so small that frames are entered.
+pub fn awkward_zstd() -> Vec<Converted> {
+    let mut makes = ["zstd", "zstd-1", "zstd-9", "zstd-long", "zstd-threads", "zstd-19"].into_iter().cycle();
+    let mut images = corpus::images();
+    for layer in images.iter_mut().flat_map(|image| &mut image.layers) {
+        layer.compression = makes.next().unwrap();
+    }
+    let convert = |base: String| {
+        let (accelerated, report) = convert_with(&base, &["--span-size", "64K"]).unwrap();
+        Converted { base, accelerated, report }
+    };
+    pushed("awkward-zstd", images).into_iter().map(convert).collect()
+}
+
 /// The awkward images with one more layer, which is converted while they aren't: their references, and the digest of
 /// the layer.
 pub fn awkward_below() -> Vec<(Converted, String)> {
@@ -96,12 +114,17 @@ pub fn awkward_below() -> Vec<(Converted, String)> {
 
 /// Images converted in repositories below `folder`.
 fn converted(folder: &str, images: Vec<corpus::ImageRecipe>) -> Vec<Converted> {
+    pushed(folder, images).into_iter().map(Converted::from).collect()
+}
+
+/// Images in repositories below `folder`: their references.
+fn pushed(folder: &str, images: Vec<corpus::ImageRecipe>) -> Vec<String> {
     let scratch = Scratch::new("corpus").unwrap();
     let layout = Layout::create(scratch.path()).unwrap();
     let push = |image: corpus::ImageRecipe| {
         image.write(&layout).unwrap();
         let source = format!("oci:{}:{}", scratch.path().display(), image.name);
-        Converted::from(world().registry.push(&source, &format!("{folder}/{}:1", image.name)).unwrap())
+        world().registry.push(&source, &format!("{folder}/{}:1", image.name)).unwrap()
     };
     images.into_iter().map(push).collect()
 }
