@@ -8,13 +8,13 @@ mod report;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
 use clap::Parser;
-use clipper_benches::application::{APPLICATIONS, Application};
+use clipper_benches::application::Application;
 use clipper_benches::cold_start::{FarRegistry, Run};
 use clipper_benches::ideal::Way;
 use clipper_benches::needed::Needed;
@@ -24,6 +24,7 @@ use clipper_benches::system::{Conversion, Driver, System};
 use clipper_tests::clipper::clipper_ok;
 use clipper_tests::proxy::Access;
 use measured::{Image, Measured, Measurement, Missing};
+use rustix::fs::FlockOperation;
 use serde_json::Value;
 
 /// While images are prepared, nobody waits for the link.
@@ -36,7 +37,8 @@ const RECORDED: System = System::Clipper(Conversion::Index, Driver::Fuse);
 /// Results of images and links that aren't measured stay as they are.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Image below .cache/images to be measured; may be repeated [default: all: node-red, python, postgres, java]
+    /// Image below .cache/images to be measured; may be repeated [default: all: node-red, python, postgres,
+    /// java, and these with -zstd, in layers of one zstd frame each]
     #[arg(long, value_name = "NAME")]
     image: Vec<String>,
     /// Runs of each system over each link.
@@ -60,6 +62,9 @@ struct Options {
     /// Keep there what each run asked the registry for, as IMAGE-SYSTEM-RUN.tsv.
     #[arg(long, value_name = "DIR")]
     requests: Option<PathBuf>,
+    /// Hold a lock (flock) on this file during each run, and only then, so that other work on the machine can wait for a pause.
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// Only print; leave benches/RESULTS.md, README.md and the pictures alone.
     #[arg(long)]
     dry: bool,
@@ -82,8 +87,8 @@ struct Prepared {
 fn main() -> Result<()> {
     let options = Options::parse();
     ensure!(options.runs > 0, "no runs, no figures");
-    let applications = match options.image.as_slice() {
-        [] => APPLICATIONS.to_vec(),
+    let applications: Vec<Application> = match options.image.as_slice() {
+        [] => Application::all().collect(),
         names => names.iter().map(|name| Application::called(name)).collect::<Result<_>>()?,
     };
     let mut all = if options.dry { Measured::default() } else { Measured::read()? };
@@ -123,7 +128,7 @@ fn prepare(application: &Application, options: &Options) -> Result<Prepared> {
     let far = FarRegistry::new(AT_HOME.0, AT_HOME.1)?;
     let name = application.name;
     eprintln!("{name}: pushing it into the registry, recording its start");
-    let image = far.registry.push_cached(name)?;
+    let image = application.push(&far.registry)?;
     let base = far.near(&image);
     let convert: Vec<&str> = options.hot_limit.iter().flat_map(|limit| ["--hot-limit", limit]).collect();
     let scratch = tempfile::tempdir()?;
@@ -161,7 +166,10 @@ fn measure(application: &Application, prepared: &mut Prepared, way: Way, options
     let (mut runs, rounds) = (Vec::new(), options.runs);
     for round in 1..=rounds {
         for system in systems.clone() {
-            match prepared.far.cold_start(system, application, &prepared.image) {
+            let alone = options.lock.as_deref().map(alone).transpose()?;
+            let run = prepared.far.cold_start(system, application, &prepared.image);
+            drop(alone);
+            match run {
                 Ok(run) => {
                     if let Some(dir) = &options.requests {
                         let name = format!("{}-{}-{round}.tsv", application.name, system.name());
@@ -179,6 +187,13 @@ fn measure(application: &Application, prepared: &mut Prepared, way: Way, options
     }
     let (circumstances, image) = (page::circumstances(), prepared.described.clone());
     Ok(Measurement { circumstances, link: way, image, needed: prepared.needed, runs, missing })
+}
+
+/// Waits until nobody else has the lock. It is given back when the file is dropped.
+fn alone(path: &Path) -> Result<File> {
+    let file = File::options().create(true).append(true).open(path).with_context(|| path.display().to_string())?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {}", path.display()))?;
+    Ok(file)
 }
 
 /// A comparison can do without a peer, but not without Clipper or what everybody has.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use clipper_benches::application::{APPLICATIONS, Application};
+use clipper_benches::application::Application;
 use clipper_benches::cold_start::Run;
 use clipper_benches::figures::Figures;
 use clipper_benches::ideal::Way;
@@ -97,14 +97,19 @@ impl Measured {
 
     /// What is known, in the order of reports.
     pub fn all(&self) -> impl Iterator<Item = (Application, &Measurement)> {
-        APPLICATIONS.into_iter().flat_map(|application| {
+        Application::all().flat_map(|application| {
             self.0.get(application.name).into_iter().flatten().map(move |one| (application, one))
         })
     }
 
-    /// What is known of the link that most is told of.
+    /// What is known of the link that most is told of, of images as they are.
     pub fn usual(&self) -> impl Iterator<Item = (Application, &Measurement)> {
-        self.all().filter(|(_, own)| own.link == Way::USUAL)
+        self.all().filter(|(application, own)| own.link == Way::USUAL && !application.zstd)
+    }
+
+    /// The same of images in zstd layers.
+    pub fn in_zstd(&self) -> impl Iterator<Item = (Application, &Measurement)> {
+        self.all().filter(|(application, own)| own.link == Way::USUAL && application.zstd)
     }
 }
 

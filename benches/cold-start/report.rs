@@ -82,38 +82,52 @@ fn sooner(own: &Measurement, system: System) -> String {
 /// The section of README.md: one link, a column for each image.
 pub fn readme(all: &Measured) -> String {
     let mut text = String::from("Real images, started cold until they answer; medians of runs in turns:\n\n");
-    for (application, own) in all.usual() {
-        text += &format!(
-            "- {}: {}, {} MB compressed; {}, {} runs, {}\n",
-            application.name,
-            application.what,
-            own.image.compressed / 1_000_000,
-            own.link,
-            own.rounds(),
-            own.circumstances
-        );
-    }
+    let (usual, in_zstd): (Vec<_>, Vec<_>) = (all.usual().collect(), all.in_zstd().collect());
+    text += &described(&usual);
     text.push_str(
         "\n[All results, and how they were measured](benches/RESULTS.md); `make bench` measures anew.\n\n\
          ![Seconds from pull to ready](benches/cold-start.svg)\n\n\
          Seconds from pull to ready. *T\\** is the least that a start can take: from a warm local disk, or as long as what it \
-         needs is on the link, and three round trips; *B\\** is what it needs.\n\n|",
+         needs is on the link, and three round trips; *B\\** is what it needs.\n\n",
     );
-    for (application, _) in all.usual() {
+    text += &compared(&usual);
+    if !in_zstd.is_empty() {
+        text += "\nThe same images in layers of one zstd frame each, as BuildKit, Docker and podman push them:\n\n";
+        text += &described(&in_zstd);
+        text += "\n";
+        text += &compared(&in_zstd);
+    }
+    text
+}
+
+/// What was measured, a line for each.
+fn described(measured: &[(Application, &Measurement)]) -> String {
+    let line = |(application, own): &(Application, &Measurement)| {
+        let (what, compressed, rounds) = (application.what, own.image.compressed / 1_000_000, own.rounds());
+        let Measurement { link, circumstances, .. } = own;
+        format!("- {}: {what}, {compressed} MB compressed; {link}, {rounds} runs, {circumstances}\n", application.name)
+    };
+    measured.iter().map(line).collect()
+}
+
+/// A table with a column for each, and the memory that Clipper took.
+fn compared(measured: &[(Application, &Measurement)]) -> String {
+    let mut text = String::from("|");
+    for (application, _) in measured {
         text += &format!(" | {}", application.name);
     }
-    text += &format!(" |\n|---|{}\n", "---|".repeat(all.usual().count()));
+    text += &format!(" |\n|---|{}\n", "---|".repeat(measured.len()));
     for system in System::all() {
-        if !all.usual().any(|(_, own)| own.systems().contains(&system)) {
+        if !measured.iter().any(|(_, own)| own.systems().contains(&system)) {
             continue;
         }
         text += &format!("| {} |", system.name());
-        for (_, own) in all.usual() {
+        for (_, own) in measured {
             text += &format!(" {} |", cell(own, system));
         }
         text += "\n";
     }
-    let clippers = all.usual().flat_map(|(_, own)| &own.runs).filter(|run| run.system.is_clipper());
+    let clippers = measured.iter().flat_map(|(_, own)| &own.runs).filter(|run| run.system.is_clipper());
     if let Some(memory) = clippers.filter_map(|run| run.peak_kib).max() {
         text += &format!("\nClipper's snapshotter never had more than {:.0} MB of memory.\n", memory as f64 / 1024.0);
     }

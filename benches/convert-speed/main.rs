@@ -3,6 +3,7 @@
 
 mod full;
 mod index;
+mod one_frame;
 mod race;
 mod subject;
 
@@ -11,6 +12,7 @@ use clap::Parser;
 use clipper_benches::page::{self, Page};
 use full::Full;
 use index::Index;
+use one_frame::OneFrame;
 use subject::Subject;
 
 /// Compares conversion with mere decompression, hashing and compression.
@@ -22,6 +24,12 @@ struct Options {
     /// Images below .cache/images.
     #[arg(long, value_delimiter = ',', default_values = ["small", "node-red", "python", "postgres", "java"])]
     images: Vec<String>,
+    /// zstd levels that the layers are also compressed at, in one frame each.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 3, 9, 19])]
+    zstd: Vec<u8>,
+    /// Images below .cache/images of which this is done: level 19 takes its time.
+    #[arg(long, value_delimiter = ',', default_values = ["small", "node-red"])]
+    zstd_images: Vec<String>,
     /// Layers smaller than this, in MB, are left to the whole image's figures.
     #[arg(long, default_value_t = 20)]
     least: u64,
@@ -42,24 +50,31 @@ fn main() -> Result<()> {
         index.push(Index::measure(&whole, options.runs)?);
         full.push(Full::measure(&whole, options.runs)?);
     }
+    let mut in_zstd = Vec::new();
+    for image in &options.zstd_images {
+        for level in &options.zstd {
+            in_zstd.push(OneFrame::measure(&Subject::zstd(image, *level)?, options.runs)?);
+        }
+    }
     let text = format!(
         "## Conversion\n\n{} OCI layouts on disk, page cache warm, {} runs in turns; median (lowest–highest). Ratios are of \
-         the two times of a run.\n\n{}\n{}",
+         the two times of a run.\n\n{}\n{}\n{}",
         page::circumstances(),
         options.runs,
         index::table(&index),
+        one_frame::table(&in_zstd),
         full::table(&full),
     );
     println!("{text}");
     if !options.dry {
         Page::Results.write_section("conversion", &text)?;
-        Page::Readme.write_section("conversion", &readme(&index, &full))?;
+        Page::Readme.write_section("conversion", &readme(&index, &full, &in_zstd))?;
     }
     Ok(())
 }
 
 /// The section of README.md.
-fn readme(index: &[Index], full: &[Full]) -> String {
+fn readme(index: &[Index], full: &[Full], in_zstd: &[OneFrame]) -> String {
     let mut text = String::from(
         "| what it costs | index-only: of `gzip -dc \\| sha256sum` | added to the registry | memory, MB | \
          full: of `gzip -dc \\| zstd -3` | repacked, of the base | memory, MB |\n|---|---|---|---|---|---|---|\n",
@@ -75,6 +90,19 @@ fn readme(index: &[Index], full: &[Full]) -> String {
             full.race.ratio.median(),
             full.repacked_percent(),
             full.race.memory.median(),
+        );
+    }
+    if !in_zstd.is_empty() {
+        text += "\n| layers of one zstd frame | index-only: of `zstd -dc \\| sha256sum` | added to the registry | memory, MB |\n\
+                 |---|---|---|---|\n";
+    }
+    for one in in_zstd {
+        text += &format!(
+            "| {} | {:.2} | {:.2} % | {:.0} |\n",
+            one.name,
+            one.race.ratio.median(),
+            one.described * 100.0 / one.size as f64,
+            one.race.memory.median(),
         );
     }
     text

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clipper_tests::layout::{Image, Layer, Layout};
+use clipper_tests::layout::{Compression, Image, Layer, Layout};
 use clipper_tests::registry::cached_image;
 use clipper_tests::scratch::Scratch;
 use serde_json::Value;
@@ -46,12 +46,33 @@ impl Subject {
         Self::new(image, image.to_owned(), Image { layers, config, architecture: None })
     }
 
+    /// The same with layers of one zstd frame each, compressed at this level.
+    pub fn zstd(image: &str, level: u8) -> Result<Self> {
+        let (dir, scratch) = (cached_image(image)?, Scratch::new("recompressed")?);
+        let (mut layers, config) = gzip_layers(image)?;
+        let layout = Layout::create(scratch.path())?;
+        for (_, layer) in &mut layers {
+            let blob = dir.join("blobs/sha256").join(&digest_of(layer)?[7..]);
+            let how = Compression::Zstd(format!("gzip -dc | zstd -q -{level} -T0 -c"));
+            let packed = layout.layer(&how, |out| Ok(std::io::copy(&mut File::open(blob)?, out).map(drop)?))?;
+            layer.descriptor = packed.descriptor;
+        }
+        let layers = layers.into_iter().map(|(_, layer)| layer).collect();
+        let content = Image { layers, config, architecture: None };
+        Self::of(scratch.path(), format!("{image}, zstd -{level}"), content)
+    }
+
     fn new(image: &str, name: String, content: Image) -> Result<Self> {
-        let (dir, scratch) = (cached_image(image)?, Scratch::new("convert")?);
+        Self::of(&cached_image(image)?, name, content)
+    }
+
+    /// An image whose layers are in the layout `dir`.
+    fn of(dir: &Path, name: String, content: Image) -> Result<Self> {
+        let scratch = Scratch::new("convert")?;
         let layout = Layout::create(scratch.path())?;
         let (mut blobs, mut size) = (Vec::new(), 0);
         for layer in &content.layers {
-            let digest = layer.descriptor["digest"].as_str().context("no digest")?;
+            let digest = digest_of(layer)?;
             fs::copy(dir.join("blobs/sha256").join(&digest[7..]), layout.path_of(digest))?;
             blobs.push(layout.path_of(digest));
             size += layer.descriptor["size"].as_u64().unwrap_or(0);
@@ -72,6 +93,10 @@ impl Subject {
         }
         Ok(())
     }
+}
+
+fn digest_of(layer: &Layer) -> Result<&str> {
+    layer.descriptor["digest"].as_str().context("no digest")
 }
 
 /// The image's gzip layers, each with its number among all, and how it is run.

@@ -127,8 +127,8 @@ fn run(driver: Driver, subjects: &[Subject], devices: usize) -> Result<Daemon> {
             ensure!(found == subject.filler.content(number), "{path} of {} is wrong over {driver}", subject.reference);
         }
     }
-    let daemon = node.snapshotter.daemon().context("no snapshotter")?;
-    let filled = daemon.memory_kib("VmRSS")?;
+    let snapshotter = &node.snapshotter;
+    let filled = snapshotter.memory_kib("VmRSS")?;
     thread::sleep(QUIET);
-    Ok(Daemon { driver, peak: daemon.memory_kib("VmHWM")?, filled, idle: daemon.memory_kib("VmRSS")? })
+    Ok(Daemon { driver, peak: snapshotter.memory_kib("VmHWM")?, filled, idle: snapshotter.memory_kib("VmRSS")? })
 }

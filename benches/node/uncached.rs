@@ -8,16 +8,17 @@ use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clipper_benches::cold_start::FarRegistry;
 use clipper_benches::figures::Figures;
 use clipper_benches::ideal::Way;
 use clipper_benches::node::index_of;
 use clipper_benches::system::Driver;
-use clipper_format::gzip::{CHECKPOINTS_PER_GROUP, SpanDecoder, decode_group};
+use clipper_format::gzip::{SpanDecoder, decode_group};
 use clipper_format::index::{Index, LayerIndex};
 use clipper_format::span::{Span, Start};
 use clipper_format::tree::{Content, ROOT, Tree};
+use clipper_format::zstd;
 use clipper_tests::clipper::{LazyMount, convert_with};
 use serde::{Deserialize, Serialize};
 
@@ -198,9 +199,9 @@ impl Spot<'_> {
         };
         let span = self.span;
         let source = read(self.layer.digest.to_string(), span.source_offset, span.source_len.into())?;
-        let group = match (span.start.checkpoint(), index.checkpoints) {
-            (Some(number), Some(blob)) => {
-                let range = &self.layer.checkpoint_groups[number as usize / CHECKPOINTS_PER_GROUP];
+        let group = match (span.start.checkpoint_group(), index.checkpoints) {
+            (Some((number, _)), Some(blob)) => {
+                let range = &self.layer.checkpoint_groups[number];
                 read(blob.digest.to_string(), range.start, range.end - range.start)?
             }
             _ => Vec::new(),
@@ -216,18 +217,19 @@ impl Spot<'_> {
     }
 }
 
-/// The verified bytes of a span of a gzip layer, or one that isn't compressed.
+/// The verified bytes of a span.
 fn decode(span: &Span, source: &[u8], group: &[u8]) -> Result<Vec<u8>> {
     let mut bytes = vec![0; span.device_len as usize];
     match span.start {
         Start::Stored => bytes.copy_from_slice(source),
         Start::GzipMember { .. } => SpanDecoder::start(span, None)?.decode(span, source, &mut bytes)?,
-        Start::Gzip { checkpoint, .. } => {
+        Start::Gzip { .. } => {
             let group = decode_group(group)?;
-            let checkpoint = group.get(checkpoint as usize % CHECKPOINTS_PER_GROUP);
+            let checkpoint = span.start.checkpoint_group().and_then(|(_, place)| group.get(place));
             SpanDecoder::start(span, checkpoint)?.decode(span, source, &mut bytes)?;
         }
-        Start::ZstdFrame { .. } => bail!("a layer of zstd frames"),
+        Start::ZstdFrame { .. } => zstd::SpanDecoder::start(span)?.decode(span, source, &mut bytes)?,
+        Start::ZstdBlock { .. } => bytes = zstd::resume(span, &zstd::Checkpoint::decode(group)?, source)?,
     }
     ensure!(*blake3::hash(&bytes).as_bytes() == span.blake3, "a span is not what the index says");
     Ok(bytes)

@@ -94,7 +94,7 @@ impl FarRegistry {
     /// converted image as nodes know it.
     pub fn record(&self, application: &Application, accelerated: &str, trace: &Path) -> Result<()> {
         let snapshotter = Snapshotter::start()?;
-        let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
+        let containerd = Containerd::start(Settings::clipper(snapshotter.socket())?)?;
         let port = free_port()?;
         let (socket, url) = (containerd.socket().display().to_string(), application.ready.url(port)?);
         let variable = format!("{}={}", application.port_variable, port.port());

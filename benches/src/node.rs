@@ -30,7 +30,7 @@ impl Node {
     /// Starts one.
     pub fn start(driver: Driver) -> Result<Self> {
         let snapshotter = Snapshotter::start_over(driver.option())?;
-        let containerd = Containerd::start(Settings::clipper(snapshotter.socket()))?;
+        let containerd = Containerd::start(Settings::clipper(snapshotter.socket())?)?;
         Ok(Self { containerd, snapshotter })
     }
 

@@ -63,7 +63,7 @@ impl Node for node::Node {
     }
 
     fn daemons(&self) -> Vec<u32> {
-        self.snapshotter.daemon().map(|daemon| daemon.pid()).into_iter().collect()
+        self.snapshotter.pids()
     }
 
     fn log(&self) -> String {

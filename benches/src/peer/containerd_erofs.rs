@@ -27,7 +27,7 @@ pub struct ContainerdErofs;
 
 impl Peer for ContainerdErofs {
     fn node(&self, _far: &FarRegistry) -> Result<Box<dyn Node>> {
-        let containerd = tool("peers/bin", "mkfs.erofs").and_then(|_| tool("peers/bin", "containerd"))?;
+        let containerd = tool("forky/bin", "mkfs.erofs").and_then(|_| tool("forky/bin", "containerd"))?;
         let programs = containerd.parent().map(Path::to_owned);
         let settings = Settings { programs, more: SETTINGS.into(), ..Settings::overlayfs() };
         let containerd = Containerd::start(settings).context("starting containerd 2.1")?;

@@ -31,7 +31,7 @@ impl Peer for Soci {
     }
 
     fn prepare(&self, subject: &Subject<'_>) -> Result<()> {
-        let soci = tool("peers/bin", "soci")?.display().to_string();
+        let soci = tool("forky/bin", "soci")?.display().to_string();
         let (_, path) = subject.image.split_once('/').context("a reference without a host")?;
         let tagged = format!("{path}{}", self.suffix());
         let registry = &subject.far.registry;
@@ -52,7 +52,7 @@ impl Peer for Soci {
         let scratch = Scratch::new("soci")?;
         let (front, trusted) = front(&scratch, far)?;
         let socket = scratch.join("s.sock");
-        let program = tool("peers/bin", "soci-snapshotter-grpc")?.display().to_string();
+        let program = tool("forky/bin", "soci-snapshotter-grpc")?.display().to_string();
         let trust = format!("SSL_CERT_FILE={}", trusted.display());
         let (home, address) = (home(&scratch)?, socket.display().to_string());
         // All as it comes, but it insists on a file.
@@ -106,7 +106,7 @@ impl Node for Running {
     }
 
     fn pull(&mut self, reference: &str) -> Result<()> {
-        let mut command = Command::new(tool("peers/bin", "soci")?);
+        let mut command = Command::new(tool("forky/bin", "soci")?);
         command.env("SSL_CERT_FILE", &self.trusted).arg("--address").arg(self.containerd.socket());
         command.args(["--namespace", self.containerd.namespace(), "image", "rpull", &self.front.by_way(reference)]);
         run(&mut command).map(|_| ())
