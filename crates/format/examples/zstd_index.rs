@@ -29,6 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     take(&mut indexed, &mut spans, &mut checkpoints);
 
     let device: u64 = spans.iter().map(|span| u64::from(span.device_len)).sum();
+    // What a byte somewhere in the layer takes to read.
+    let each: f64 = spans.iter().map(|span| f64::from(span.source_len).powi(2)).sum::<f64>() / layer.len() as f64;
     let longest = spans.iter().map(|span| span.device_len).max().unwrap_or_default();
     let stored: usize = checkpoints.iter().map(Vec::len).sum();
     let decoded: Vec<Checkpoint> =
@@ -36,12 +38,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let kept: usize = decoded.iter().map(Checkpoint::window_bytes).sum();
     println!("index: {}", rate(device, time));
     println!(
-        "{} bytes -> {device}; {} spans of {} KiB on average, {} at most; {} checkpoints of {kept} window bytes, {stored} \
-         stored: {:.3} % of the layer",
+        "{} bytes -> {device}; {} spans of {} KiB on average, {} at most, {:.2} MB to read for a byte; {} checkpoints of \
+         {kept} window bytes, {stored} stored: {:.3} % of the layer",
         layer.len(),
         spans.len(),
         device / 1024 / spans.len().max(1) as u64,
         longest >> 10,
+        each / 1e6,
         checkpoints.len(),
         stored as f64 * 100.0 / layer.len() as f64
     );

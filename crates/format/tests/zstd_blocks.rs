@@ -7,6 +7,7 @@ use clipper_format::{
     zstd::{Checkpoint, Indexer, Sink, ZstdError, blocks, resume},
 };
 use proptest::prelude::*;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::LazyLock;
 use zstd_support::*;
 
@@ -41,7 +42,9 @@ fn frames_of_every_make() {
                     flush,
                 };
                 let spans = check(&frame(&data, how), &data, SPAN);
-                assert!(starts_inside(&spans) > 0, "{how:?}: {} spans", spans.len());
+                // An encoder that searches long finds short matches of this text megabytes back.
+                let far = level >= 9 && window.is_none_or(|window| window > 17);
+                assert!(far || starts_inside(&spans) > 0, "{how:?}: {} spans", spans.len());
             }
         }
     }
@@ -85,7 +88,7 @@ fn large_and_small_frames_in_any_order() {
             rest = after;
         }
         let spans = check(&layer, &data, SPAN);
-        assert!(starts_inside(&spans) > 3, "{lengths:?}");
+        assert!(starts_inside(&spans) > 1, "{lengths:?}: {}", starts_inside(&spans));
     }
 }
 
@@ -103,6 +106,35 @@ fn spans_grow_until_their_checkpoints_are_worth_it() {
     // What is repeated lies anywhere in the megabytes before.
     let (far_spans, far_share) = worth(&layer_like(34, 12_000_000), PLAIN);
     assert!(far_spans < near_spans, "{far_spans} and {near_spans} spans, {far_share} %");
+}
+
+/// Noise, and pieces of noise that came up to `reach` before, `repeated` parts in a hundred: what checkpoints keep can't be
+/// compressed, as in a layer of compressed files.
+fn noise(seed: u64, length: usize, reach: usize, repeated: u32) -> Vec<u8> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut data: Vec<u8> = (0..100_000).map(|_| rng.random()).collect();
+    while data.len() < length {
+        let run = rng.random_range(50..2000);
+        if rng.random_range(0..100) < repeated {
+            let from = data.len() - rng.random_range(run..reach.min(data.len()));
+            data.extend_from_within(from..from + run);
+        } else {
+            data.extend((0..run).map(|_| rng.random::<u8>()));
+        }
+    }
+    data
+}
+
+#[test]
+fn checkpoints_that_cost_more_than_they_were_thought_to_stay_affordable() {
+    for (seed, repeated) in [(35, 3), (36, 10), (37, 40), (38, 90)] {
+        let data = noise(seed, 14_000_000, 1 << 20, repeated);
+        let layer = frame(&data, PLAIN);
+        let spans = check(&layer, &data, SPAN);
+        let stored: usize = spans.iter().filter_map(|span| span.checkpoint.as_ref()?.as_zstd()).map(<[u8]>::len).sum();
+        let share = stored as f64 * 100.0 / layer.len() as f64;
+        assert!(share < 2.8, "{repeated}: {share} %, {} spans", spans.len());
+    }
 }
 
 #[test]

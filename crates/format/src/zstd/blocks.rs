@@ -3,10 +3,11 @@
 
 use super::{
     MAX_SPAN_SOURCE, ZstdError,
+    chooser::Choice,
     frame::{BlockHeader, FrameHeader},
     parser::Uses,
     planned::{Planned, parts},
-    planner::{Choice, Mark, Place, Planner},
+    planner::{Mark, Place, Planner},
     replay::{Frame, Lead, Replay},
     sink::Sink,
     walker::Step,
@@ -136,20 +137,23 @@ impl BlockIndexer {
                 Choice::None => return Ok(()),
                 Choice::Cut(number) => Some(number),
                 Choice::Rest => None,
-                Choice::TooLong => {
-                    let offset = self.planner.start().map_or(0, |start| start.source.blob);
-                    return Err(ZstdError::SpanTooLong { offset });
-                }
+                Choice::TooLong(offset) => return Err(ZstdError::SpanTooLong { offset }),
             };
             let Some(start) = self.planner.start().cloned() else { return Ok(()) };
+            let uses = self.planner.marks(number).iter().fold(Uses::default(), |uses, mark| uses.then(mark.uses));
+            let checkpoint = self.replay.checkpoint(&start, self.window, uses, self.planner.references(number));
+            if let (Some(number), Some(checkpoint)) = (number, &checkpoint)
+                && !self.planner.pays(number, checkpoint.len())
+            {
+                continue;
+            }
             let planned = self.plan(start, number)?;
-            let checkpoint = self.replay.checkpoint(&planned);
             self.planner.spent(checkpoint.as_ref().map(Vec::len));
             self.replay.run(&planned, checkpoint, out)?;
         }
     }
 
-    /// Cuts off the span at hand, up to mark `number`.
+    /// Cuts off the first span, up to mark `number`.
     fn plan(&mut self, start: Mark, number: Option<usize>) -> Result<Planned, ZstdError> {
         let (device_end, end) = self.planner.end(number);
         let source_len = u32::try_from(end.blob - start.source.blob).ok().filter(|&len| len <= MAX_SPAN_SOURCE);
@@ -157,16 +161,13 @@ impl BlockIndexer {
         let next = number.and_then(|number| self.planner.mark(number));
         let (next_at, next_kept) =
             next.map_or((self.planner.at(), self.parsed), |next| (next.at, (next.source.kept - self.first) as usize));
-        let marks = self.planner.marks(number);
-        let uses = marks.iter().fold(Uses::default(), |uses, mark| uses.then(mark.uses));
-        let parts = parts(&marks, self.planner.references(number), end, device_end);
+        let parts = parts(&self.planner.marks(number), self.planner.references(number), end, device_end);
         let references = self.planner.cut(number);
         let rest = self.kept[next_kept..].to_vec();
         let mut source = std::mem::replace(&mut self.kept, rest);
         source.truncate((end.kept - self.first) as usize);
         self.first += next_kept as u64;
         self.parsed -= next_kept;
-        let window = self.window;
-        Ok(Planned { start, end: device_end, next: next_at, source, source_len, uses, references, window, parts })
+        Ok(Planned { start, end: device_end, next: next_at, source, source_len, references, parts })
     }
 }

@@ -18,6 +18,7 @@
 
 mod blocks;
 mod checkpoint;
+mod chooser;
 mod cut;
 mod decoder;
 mod frame;

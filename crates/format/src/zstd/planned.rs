@@ -25,12 +25,8 @@ pub struct Planned {
     /// Its bytes of frames, and how many its source bytes are with what lies between frames.
     pub source: Vec<u8>,
     pub source_len: u32,
-    /// Which tables are repeated.
-    pub uses: Uses,
     /// What its blocks refer to.
     pub references: Vec<Reference>,
-    /// The largest window of its frames.
-    pub window: usize,
     /// Its parts, if it is long; the first starts where it does.
     pub parts: Vec<Part>,
 }

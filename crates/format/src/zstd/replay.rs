@@ -86,11 +86,11 @@ impl Replay {
         self.past.check_ended()
     }
 
-    /// The checkpoint of a span, all before which has been decoded; `None` if it starts with a frame.
-    pub fn checkpoint(&mut self, planned: &Planned) -> Option<Vec<u8>> {
-        self.past.window.reserve(planned.window);
-        let start = &planned.start;
-        (!start.fresh).then(|| self.past.checkpoint(start, planned.uses, &planned.references).encode())
+    /// The checkpoint of a span that starts at `start`, all before which has been decoded, in frames of at most this window,
+    /// whose blocks use tables so, and refer to these bytes; `None` if it starts with a frame.
+    pub fn checkpoint(&mut self, start: &Mark, window: usize, uses: Uses, references: &[Reference]) -> Option<Vec<u8>> {
+        self.past.window.reserve(window);
+        (!start.fresh).then(|| self.past.checkpoint(start, uses, references).encode())
     }
 
     /// Decodes a span from its checkpoint.
