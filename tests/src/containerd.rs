@@ -1,9 +1,9 @@
 //! A private containerd: own root, state, socket and shims, beside whatever containerd the machine may run.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
@@ -145,7 +145,7 @@ impl Containerd {
         self.ctr(&["images", "pull", "--plain-http", "--snapshotter", snapshotter, reference]).map(|_| ())
     }
 
-    /// Runs a command in a new container and removes it; gives what it printed.
+    /// Runs a command in a new container and removes it; gives what it printed, also on its standard error.
     pub fn run(&self, snapshotter: &str, reference: &str, id: &str, command: &[&str]) -> Result<String> {
         self.run_with(snapshotter, reference, id, &["--net-host"], command)
     }
@@ -159,13 +159,28 @@ impl Containerd {
         options: &[&str],
         command: &[&str],
     ) -> Result<String> {
-        let once = |id: &str| {
-            let run = ["run", "--rm", "--snapshotter", snapshotter];
-            self.ctr(&[&run[..], options, &[reference, id], command].concat())
+        let rest = [&["--rm", "--snapshotter", snapshotter], options, &[reference, id], command].concat();
+        self.printed(&["run"], &rest)
+    }
+
+    /// Runs a command in a running container; gives what it printed, also on its standard error.
+    pub fn exec(&self, id: &str, exec_id: &str, command: &[&str]) -> Result<String> {
+        self.printed(&["task", "exec"], &[&["--exec-id", exec_id, id], command].concat())
+    }
+
+    /// Runs `ctr VERB REST`; gives what the command in it printed. That goes by way of a file, since `ctr` drops what was
+    /// printed by a command that ended before `ctr` opened the pipe.
+    fn printed(&self, verb: &[&str], rest: &[&str]) -> Result<String> {
+        let dir = Scratch::new("printed")?;
+        let file = dir.join("printed");
+        let uri = format!("file://{}", file.display());
+        let ended = self.ctr(&[verb, &["--log-uri", &uri], rest].concat());
+        let printed = match fs::read(&file) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error.into()),
         };
-        // `ctr` drops the output of a container that has ended before it came to open the pipe.
-        let said = once(id)?;
-        if said.is_empty() { once(&format!("{id}-again")) } else { Ok(said) }
+        ended.map(|_| printed.clone()).with_context(|| printed)
     }
 
     /// Starts a container in the background, with the image's own command.

@@ -176,12 +176,11 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// Where one of the project's own programs lies: beside the running test, bench or demo.
 pub fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    own.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
-        .with_context(|| format!("{name} is not built: run `cargo build --release --workspace` first"))
+    own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file()).with_context(|| {
+        format!(
+            "{name} is not built: run `make build` first, or `cargo build --workspace` with the profile of this program"
+        )
+    })
 }
 
 /// The top of the checkout.

@@ -72,8 +72,7 @@ fn figures_agree_with_what_the_registry_sent_and_add_up() {
     all.proxy.take_log();
     all.pull(&image);
     all.containerd.start_container("clipper", &image, "reads", &["sleep", "1000"]).unwrap();
-    let read = ["task", "exec", "--exec-id", "x", "reads", "sha256sum", "/srv/app/data/random"];
-    all.containerd.ctr(&read).unwrap();
+    all.containerd.exec("reads", "x", &["sha256sum", "/srv/app/data/random"]).unwrap();
     let image_label = [("image", image.as_str())];
     let loaded = |scrape: &Scrape| {
         let size = scrape.sum("clipper_image_bytes", &image_label);
@@ -210,8 +209,7 @@ fn a_node_is_steered_by_the_control_socket() {
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && error.contains("isn't mounted"), "{error}");
     all.containerd.start_container("clipper", &image, "reads", &["sleep", "1000"]).unwrap();
-    let read = ["task", "exec", "--exec-id", "x", "reads", "head", "-c", "5000", "/srv/app/data/countdown"];
-    all.containerd.ctr(&read).unwrap();
+    all.containerd.exec("reads", "x", &["head", "-c", "5000", "/srv/app/data/countdown"]).unwrap();
 
     // What was read, as a trace that a conversion takes.
     let scratch = Scratch::new("trace").unwrap();
@@ -257,7 +255,7 @@ fn a_node_is_steered_by_the_control_socket() {
     let text = node_ok(&all.snapshotter, &["evict", &image, "--force"]);
     assert!(text.contains("evicted"), "{text}");
     assert!(taken(&Scrape::of(&metrics).unwrap()) < before / 4.0);
-    let sum = all.containerd.ctr(&["task", "exec", "--exec-id", "y", "reads", "sha256sum", "/srv/app/data/random"]);
+    let sum = all.containerd.exec("reads", "y", &["sha256sum", "/srv/app/data/random"]);
     let expected = all.containerd.run("clipper", &image, "again", &["sha256sum", "/srv/app/data/random"]).unwrap();
     assert_eq!(sum.unwrap(), expected);
     all.containerd.remove_container("reads").unwrap();
@@ -269,7 +267,12 @@ fn a_node_is_steered_by_the_control_socket() {
         usage["layers"].as_array().unwrap().iter().map(|layer| layer["cached"].as_u64().unwrap()).sum::<u64>()
     };
     while cached() > 0 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{}", all.snapshotter.log());
+        let left = || {
+            let containers = all.containerd.ctr(&["containers", "list"]);
+            let usage = node_json(&all.snapshotter, &["df"]);
+            format!("{usage}\n{containers:?}\n{:?}\n{}", all.containerd.snapshots("clipper"), all.snapshotter.log())
+        };
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", left());
         std::thread::sleep(Duration::from_millis(100));
     }
 

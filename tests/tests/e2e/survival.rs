@@ -79,8 +79,7 @@ fn containers_read_right_while_daemons_are_killed() {
         let _done = Done(&over);
         for round in 0..2 {
             // Cold, then warm.
-            let exec = ["task", "exec", "--exec-id", ["cold", "warm"][round], "reader"];
-            let said = node.containerd.ctr(&[&exec, &ALL[..]].concat()).unwrap();
+            let said = node.containerd.exec("reader", ["cold", "warm"][round], &ALL).unwrap();
             assert_same(&said, &expected);
         }
         over.store(true, Ordering::Relaxed);

@@ -50,8 +50,7 @@ pub fn live(node: &Node, image: &SoakImage, mut random: StdRng, stop: &AtomicBoo
                 let files = image.some(&mut random);
                 let paths: Vec<&str> = files.iter().map(|(path, _)| path.as_str()).collect();
                 let exec = node.id("exec");
-                let line = [&["task", "exec", "--exec-id", &exec, id, "sha256sum"][..], &paths].concat();
-                node.containerd.ctr(&line).map(|said| {
+                node.containerd.exec(id, &exec, &[&["sha256sum"][..], &paths].concat()).map(|said| {
                     let expected: String = files.iter().map(|(path, sum)| format!("{sum}  {path}\n")).collect();
                     tally.compare(&said, &expected, &tally.resident_reads, || node.last_words());
                 })
