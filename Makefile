@@ -7,7 +7,11 @@ SHELL = /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 CARGO ?= cargo
-BIN := $(or $(CARGO_TARGET_DIR),target)/release
+# Programs for users are built as `release`; those that are tested are compiled quicker, and check more (Cargo.toml).
+PROFILE = release
+BIN = $(or $(CARGO_TARGET_DIR),target)/$(PROFILE)
+test soak check: PROFILE = checked
+export OCI_IMAGE = $(abspath $(BIN))/oci-image
 FUZZ_SECONDS ?= 60
 RUNS ?= 5
 SOAK_SECONDS ?= 1200
@@ -29,7 +33,7 @@ setup: ## Debian packages that building and testing need (idempotent)
 
 .PHONY: build
 build: setup ## the programs: target/release/clipper and clipper-snapshotter
-	$(CARGO) build --release --workspace --all-targets
+	$(CARGO) build --profile $(PROFILE) --workspace --all-targets
 
 .PHONY: images
 images: build ## the small images that the tests use, below .cache/images
@@ -53,21 +57,21 @@ demo: demo-image ## convert a real image, start it before it is downloaded, and 
 
 .PHONY: test
 test: images containerds check fuzz-smoke ## everything: format, lints, licences, fuzzing in short, unit tests, end to end, conformance
-	{ $(CARGO) test --release --workspace --no-fail-fast && \
-	  CLIPPER_TEST_DRIVER=fuse $(CARGO) test --release --workspace --no-fail-fast --test e2e --test grpc -- $(OVER_FUSE) && \
+	{ $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast && \
+	  CLIPPER_TEST_DRIVER=fuse $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast --test e2e --test grpc -- $(OVER_FUSE) && \
 	  for suite in $(OTHER_CONTAINERDS); do \
-	    CLIPPER_TEST_CONTAINERD=$$suite $(CARGO) test --release --workspace --no-fail-fast --test e2e -- $(WITH_OTHERS); \
+	    CLIPPER_TEST_CONTAINERD=$$suite $(CARGO) test --profile $(PROFILE) --workspace --no-fail-fast --test e2e -- $(WITH_OTHERS); \
 	  done; } \
 	  2>&1 | scripts/count-tests
 
 .PHONY: soak
 soak: images ## a node without rest for SOAK_SECONDS (1200): kills, network faults, evictions, removals; test does 2 minutes of it
-	CLIPPER_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release --workspace --test soak -- --nocapture
+	CLIPPER_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --profile $(PROFILE) --workspace --test soak -- --nocapture
 
 .PHONY: check
 check: build ## formatting, clippy, licences and sources
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --profile $(PROFILE) --workspace --all-targets -- -D warnings
 	scripts/deny
 
 .PHONY: fuzz
