@@ -324,6 +324,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   address = "{dir}/containerd.sock.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{dir}/opt"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 [plugins."io.containerd.gc.v1.scheduler"]
   startup_delay = "10ms"
 [plugins."io.containerd.grpc.v1.cri"]

@@ -62,25 +62,36 @@ impl Planner {
     }
 
     /// Whether the first span may end at mark `number` now that its checkpoint has turned out to have so many bytes. If not,
-    /// it goes on.
+    /// those after it are joined to it, as many as make that good by what is known now.
     pub fn pays(&mut self, number: usize, checkpoint: usize) -> bool {
-        let cost = checkpoint as u64;
-        let (Some(start), Some(mark), Some(_)) = (self.marks.front(), self.marks.get(number), self.laid.get(1)) else {
-            return true;
-        };
-        let (len, from, end) = (mark.device - start.device, start.source.blob, mark.end.map_or(0, |end| end.blob));
-        let before = end - self.begun.unwrap_or(from);
-        let worth = cost * LEAST_WORTH <= end - from && (self.spent + cost) * LEAST_ALL_WORTH <= before;
-        if worth || len >= LONG && cost <= 2 * TRIFLE || !self.can_join(0, 2) {
-            return true;
+        let mut cost = checkpoint as u64;
+        let mut end = number;
+        let mut refused = false;
+        while self.laid.len() > 1 && self.can_join(0, 2) && !self.is_worth_it(cost, end) {
+            if !refused {
+                self.rate = self.rate.max(rate(cost, self.crossing_of(0, Some(end))));
+                refused = true;
+            }
+            self.laid.remove(1);
+            match self.laid.get(1) {
+                None => self.joined(),
+                Some(next) => {
+                    end = next.start;
+                    cost = self.cost(0, self.crossing_of(0, Some(end)));
+                    self.laid[0].cost = cost;
+                }
+            }
         }
-        self.rate = self.rate.max(rate(cost, self.crossing_of(0, Some(number))));
-        self.laid.remove(1);
-        match self.laid.len() {
-            1 => self.joined(),
-            _ => self.laid[0].cost = self.cost(0, self.crossing_of(0, Some(self.laid[1].start))),
-        }
-        false
+        !refused
+    }
+
+    /// Whether a checkpoint of so many bytes is worth it for the first span up to mark `end`.
+    fn is_worth_it(&self, cost: u64, end: usize) -> bool {
+        let (Some(start), Some(mark)) = (self.marks.front(), self.marks.get(end)) else { return true };
+        let until = mark.end.unwrap_or(mark.source).blob;
+        let worth = cost * LEAST_WORTH <= until - start.source.blob
+            && (self.spent + cost) * LEAST_ALL_WORTH <= self.before(until);
+        worth || mark.device - start.device >= LONG && cost <= 2 * TRIFLE
     }
 
     /// Where to end the span at hand, if that can be told.
