@@ -1,11 +1,8 @@
 //! What only containerd 2.x does: `ctr images pull` that downloads nothing, and pods with users of their own.
 
-use std::time::{Duration, Instant};
-
 use clipper_tests::clipper::disk_usage;
 use clipper_tests::containerd::other_release;
 use clipper_tests::cri::Cri;
-use clipper_tests::scratch::mounts_below;
 
 use crate::run::{Node, converted_above_ordinary};
 use crate::userns::open_the_way;
@@ -59,10 +56,6 @@ fn pods_with_users_of_their_own_own_their_image() {
         assert!(grown < 1 << 20, "{name}: nothing is copied: {grown}");
         cri.remove_container(&container).unwrap();
         cri.remove_sandbox(pod).unwrap();
-        let begun = Instant::now();
-        while !mounts_below(&node.snapshotter.root().join("mapped")).is_empty() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{name}: left over: {}", node.snapshotter.log());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        node.wait_until_nothing_is_mapped();
     }
 }

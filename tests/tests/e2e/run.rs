@@ -1,13 +1,13 @@
 //! Running accelerated images by containerd: lazily, mixed with ordinary ones, several at a time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clipper_tests::clipper::{Snapshotter, clipper_ok, convert};
 use clipper_tests::containerd::{Containerd, Settings};
 use clipper_tests::corpus::noise;
 use clipper_tests::layout::{Compression, Layout};
 use clipper_tests::proxy::Proxy;
-use clipper_tests::scratch::Scratch;
+use clipper_tests::scratch::{Scratch, mounts_below};
 use clipper_tests::tarball::{Entry, TarWriter};
 use serde_json::json;
 
@@ -54,6 +54,16 @@ impl Node {
         ])
         .unwrap();
         serde_json::from_str(&report).unwrap()
+    }
+
+    /// Waits until no layer is mounted with mapped owners any more: containerd removes a container's snapshot when it
+    /// collects its garbage next.
+    pub fn wait_until_nothing_is_mapped(&self) {
+        let begun = Instant::now();
+        while !mounts_below(&self.snapshotter.root().join("mapped")).is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "left over: {}", self.snapshotter.log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 

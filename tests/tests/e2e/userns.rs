@@ -48,12 +48,7 @@ fn containers_in_user_namespaces_own_their_image() {
         assert_eq!(words, ["0", "100000", "65536", "0:0", "0:0", "0:0", "0:0", "0:0"], "{id}: {said}");
         let grown = disk_usage(&node.snapshotter.root().join("snapshots")).saturating_sub(before);
         assert!(grown < 1 << 20, "{id}: nothing is copied: {grown}");
-        // containerd removes it when it collects its garbage next.
-        let begun = Instant::now();
-        while !mounts_below(&node.snapshotter.root().join("mapped")).is_empty() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{id}: left over: {}", node.snapshotter.log());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        node.wait_until_nothing_is_mapped();
     }
 }
 
