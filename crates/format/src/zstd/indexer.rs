@@ -21,8 +21,8 @@ const PIECE: usize = 64 << 10;
 const WHOLE: u32 = 8;
 
 /// Decodes a zstd layer that is pushed in pieces, and cuts it into spans. What comes out doesn't depend on the pieces.
-/// It holds no more than two small frames and a span; from the first large frame on a few windows and the source bytes
-/// of a span, one and a half times.
+/// It holds no more than two small frames and a span; from the first large frame on a few windows, the source bytes of a
+/// span, one and a half times, and those of spans whose borders aren't settled, at most 8 MiB.
 pub struct Indexer {
     /// Most bytes of a frame that is decoded as a whole.
     whole: u32,
