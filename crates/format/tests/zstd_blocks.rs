@@ -138,6 +138,24 @@ fn checkpoints_that_cost_more_than_they_were_thought_to_stay_affordable() {
 }
 
 #[test]
+fn an_end_that_repeats_everything_does_not_get_a_span_of_its_own() {
+    let mut rng = StdRng::seed_from_u64(39);
+    // Cheap to enter anywhere, but for the last third, which consists of pieces of the rest.
+    let mut data = noise(40, 6_000_000, 100_000, 10);
+    while data.len() < 9_000_000 {
+        let (from, run) = (rng.random_range(0..5_900_000), rng.random_range(500..3000));
+        data.extend_from_within(from..from + run);
+    }
+    let layer = frame(&data, How { window: Some(24), ..PLAIN });
+    let spans = check(&layer, &data, SPAN);
+    let stored: usize = spans.iter().filter_map(|span| span.checkpoint.as_ref()?.as_zstd()).map(<[u8]>::len).sum();
+    let share = stored as f64 * 100.0 / layer.len() as f64;
+    assert!(share < 2.6 && spans.len() > 5, "{share} %, {} spans", spans.len());
+    let last = spans.last().unwrap();
+    assert!(last.device_offset < 6_000_000, "the last span begins at {}", last.device_offset);
+}
+
+#[test]
 fn pushes_of_any_size_give_the_same_spans() {
     let data = near(35, 1_500_000, 30_000);
     let layer =
