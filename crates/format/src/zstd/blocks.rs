@@ -15,13 +15,14 @@ use super::{
 
 const OTHER_SIZE: &str = "its content isn't as long as its header says";
 
-/// Decodes the frames of a layer from a large one on. It holds a window, the bytes of a span, and source bytes for it.
+/// Decodes the frames of a layer from a large one on. It holds a window, and the source bytes of the span at hand and of
+/// those before it that aren't cut off.
 pub struct BlockIndexer {
     planner: Planner,
     replay: Replay,
     /// The largest window of a frame so far.
     window: usize,
-    /// Bytes of frames from the start of the span at hand on, the first of which has the number `first` among all.
+    /// Bytes of frames from the start of the first span on that isn't cut off, whose first has the number `first` among all.
     kept: Vec<u8>,
     first: u64,
     /// How many of them were gone through.
