@@ -44,6 +44,7 @@ impl StoredIndexer {
             start: Start::Stored,
             checkpoint: None,
             bytes,
+            parse: None,
         });
         self.offset += length as u64;
     }

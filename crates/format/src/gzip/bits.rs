@@ -68,9 +68,9 @@ pub struct Output<'a> {
     pub floor: usize,
 }
 
-/// Hears which decoded bytes matches refer to.
+/// Hears of matches.
 pub trait Matches {
-    /// Bytes `source..source + length` of the output are referred to by a match whose copy of them ends at `end`.
+    /// A match of `length` bytes of the output that end at `end` repeats those from `source` on; where they overlap, its own.
     fn matched(&mut self, source: usize, length: usize, end: usize);
 }
 

@@ -246,7 +246,8 @@ impl Matches for Trail {
             return;
         }
         let number = self.block_at(end - 1);
-        self.last[source..source + length].fill(number);
+        let distance = end - length - source;
+        self.last[source..source + length.min(distance)].fill(number);
     }
 }
 

@@ -1,10 +1,11 @@
 //! Building the index of a gzip layer: inflate it once, cut it into spans, note how to start at each.
 use super::{
     Checkpoint, GzipError, WINDOW,
-    bits::{Input, OVERRUN, Output},
+    bits::{Input, Matches, OVERRUN, Output},
     cut::{GRID, Mark, Trail},
-    member::{Members, Pause},
+    member::{Members, Pause, Watch},
 };
+use crate::parse::Parse;
 use crate::span::{Span, Start};
 
 /// Most source bytes that a span may need. Real spans need about as many as they have device bytes; only a stream full
@@ -33,6 +34,8 @@ pub struct IndexedSpan {
     pub checkpoint: Option<SpanCheckpoint>,
     /// The span's device bytes, never none; but those of a span that goes to a [`crate::zstd::Sink`] may follow.
     pub bytes: Vec<u8>,
+    /// How they were put together in the layer, where that is known and was asked for.
+    pub parse: Option<Parse>,
 }
 
 /// A checkpoint that an indexer has made.
@@ -101,6 +104,8 @@ pub struct Indexer {
     at: usize,
     floor: usize,
     trail: Trail,
+    /// Matches from the start of the span at hand on, if they are kept.
+    parse: Option<Parse>,
     device_offset: u64,
     checkpoints: u32,
     /// CRC and length of the member at hand, as far as position `hashed`.
@@ -128,6 +133,7 @@ impl Indexer {
             at: HISTORY,
             floor: HISTORY,
             trail: Trail::new(size, HISTORY, span_blocks),
+            parse: None,
             device_offset: 0,
             checkpoints: 0,
             crc: crc32fast::Hasher::new(),
@@ -136,6 +142,11 @@ impl Indexer {
             data_end: 0,
             failed: None,
         }
+    }
+
+    /// The same, with spans that tell their [`Parse`].
+    pub fn with_parse(options: IndexOptions) -> Self {
+        Self { parse: Some(Parse::default()), ..Self::new(options) }
     }
 
     /// Takes the next bytes of the layer; spans that are complete are appended to `out`. After an error, every further
@@ -187,7 +198,8 @@ impl Indexer {
             let limit = (self.at / GRID + 1) * GRID;
             let mut input = Input { bytes: &self.input, bit: self.bit };
             let mut output = Output { bytes: &mut self.bytes, at: self.at, floor: self.floor };
-            let pause = self.members.run(&mut input, self.base, &mut output, limit, &mut self.trail);
+            let mut notes = Notes { trail: &mut self.trail, parse: self.parse.as_mut() };
+            let pause = self.members.run(&mut input, self.base, &mut output, limit, &mut notes);
             (self.bit, self.at, self.floor) = (input.bit, output.at, output.floor);
             match pause? {
                 Pause::Full { bit, at } => {
@@ -271,6 +283,10 @@ impl Indexer {
             }
         };
         let bytes = self.bytes[HISTORY..HISTORY + length].to_vec();
+        let parse = self.parse.as_mut().map(|parse| {
+            let rest = parse.split_off(length);
+            std::mem::replace(parse, rest)
+        });
         out.push(IndexedSpan {
             device_offset: self.device_offset,
             source_offset,
@@ -278,6 +294,7 @@ impl Indexer {
             start,
             checkpoint,
             bytes,
+            parse,
         });
         self.device_offset += length as u64;
         if length == decoded {
@@ -299,5 +316,33 @@ impl Indexer {
         let from = end - WINDOW;
         let needed = |at| self.trail.crosses(from + at, HISTORY);
         Checkpoint::new(block.clone(), *last, &self.bytes[from..end], needed)
+    }
+}
+
+/// What is noted of a stream while it is decoded.
+struct Notes<'a> {
+    trail: &'a mut Trail,
+    parse: Option<&'a mut Parse>,
+}
+
+impl Matches for Notes<'_> {
+    #[inline]
+    fn matched(&mut self, source: usize, length: usize, end: usize) {
+        self.trail.matched(source, length, end);
+        if let Some(parse) = &mut self.parse {
+            let start = end - length;
+            parse.literals(start - HISTORY - parse.len());
+            parse.matched(length, start - source);
+        }
+    }
+}
+
+impl Watch for Notes<'_> {
+    fn member(&mut self, bit: usize, at: usize) {
+        self.trail.member(bit, at);
+    }
+
+    fn block(&mut self, bit: usize, at: usize) {
+        self.trail.block(bit, at);
     }
 }

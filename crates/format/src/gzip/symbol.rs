@@ -121,7 +121,7 @@ impl Tables {
                 }
                 let from = at - distance;
                 copy(bytes, from, at, end);
-                matches.matched(from, length.min(distance), end);
+                matches.matched(from, length, end);
                 at = end;
             }
             None
@@ -202,7 +202,7 @@ impl Tables {
             output.bytes[output.at + i] = output.bytes[source + i];
         }
         output.at += length;
-        matches.matched(source, length.min(distance), output.at);
+        matches.matched(source, length, output.at);
         Ok(Symbol::Decoded)
     }
 }

@@ -226,6 +226,14 @@ impl Indexer {
         let bytes = self.bytes[..len].to_vec();
         self.bytes.drain(..len);
         let start = Start::ZstdFrame { skip };
-        IndexedSpan { device_offset: device.start, source_offset, source_len, start, checkpoint: None, bytes }
+        IndexedSpan {
+            device_offset: device.start,
+            source_offset,
+            source_len,
+            start,
+            checkpoint: None,
+            bytes,
+            parse: None,
+        }
     }
 }

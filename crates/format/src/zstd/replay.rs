@@ -145,6 +145,7 @@ impl Replay {
             start,
             checkpoint: checkpoint.map(SpanCheckpoint::Zstd),
             bytes: Vec::new(),
+            parse: None,
         }
     }
 }
@@ -236,6 +237,7 @@ impl<S: Sink> Run<'_, S> {
             start,
             checkpoint,
             bytes: Vec::new(),
+            parse: None,
         }
     }
 
