@@ -1,11 +1,13 @@
 //! The gzip indexer over hostile streams, and the span decoder over what it made of them: every span that was cut
-//! must decode, alone, to the bytes that the indexer saw.
+//! must decode, alone, to the bytes that the indexer saw; and so must a layer repacked by the matches that it told.
 #![no_main]
+use clipper_format::chunked::{Assembler, Compression, Cutter, Packer};
 use clipper_format::gzip::{IndexOptions, IndexedSpan, Indexer, SpanDecoder};
+use clipper_format::zstd;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let mut indexer = Indexer::new(IndexOptions { span_size: 64 << 10 });
+    let mut indexer = Indexer::with_parse(IndexOptions { span_size: 64 << 10 });
     let mut spans: Vec<IndexedSpan> = Vec::new();
     let piece = data.first().map_or(1, |b| usize::from(*b) * 16 + 1);
     for part in data.chunks(piece) {
@@ -28,4 +30,27 @@ fuzz_target!(|data: &[u8]| {
         let _ = SpanDecoder::start(&span, checkpoint)
             .and_then(|mut d| d.decode(&span, &data[..source.len().min(data.len())], &mut out));
     }
+    repack(spans);
 });
+
+/// Repacks spans, and decodes what comes out.
+fn repack(spans: Vec<IndexedSpan>) {
+    let compression = Compression::Zstd(5);
+    let (mut cutter, mut groups, mut bytes) = (Cutter::new(128 << 10), Vec::new(), Vec::new());
+    for span in spans {
+        cutter.learn(span.parse.expect("it was asked for"));
+        cutter.push(&span.bytes, [], &mut groups);
+        bytes.extend(span.bytes);
+    }
+    cutter.finish(&mut groups);
+    let mut packer = Packer::new(compression).expect("there is memory");
+    let (mut assembler, mut blob) = (Assembler::new(compression), Vec::new());
+    for group in groups {
+        blob.extend(assembler.push(packer.pack(group).expect("it packs")).expect("they follow from each other"));
+    }
+    blob.extend(assembler.finish().expect("it ends").tail);
+    let (mut indexer, mut spans) = (zstd::Indexer::new(IndexOptions { span_size: 1 << 20 }), Vec::<IndexedSpan>::new());
+    indexer.push(&blob, &mut spans).expect("it decodes");
+    indexer.finish(&mut spans).expect("it is whole");
+    assert!(spans.into_iter().flat_map(|span| span.bytes).eq(bytes));
+}

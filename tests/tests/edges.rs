@@ -71,11 +71,17 @@ fn every_member_is_a_known_room() {
     }
 }
 
+/// The rooms for `unsafe`, besides that of mounts: what the zstd crate has no safe way to.
+const UNSAFE: [&str; 1] = ["crates/format/src/zstd/encoder.rs"];
+
 #[test]
-fn unsafe_stands_only_in_the_mount_room() {
+fn unsafe_stands_only_in_its_rooms() {
     let mut found = Vec::new();
     for room in ["crates/format", "crates/registry", "crates/device", "converter", "snapshotter", "tests", "benches"] {
         for file in rust_files(&workspace().join(room)) {
+            if UNSAFE.iter().any(|known| file == workspace().join(known)) {
+                continue;
+            }
             let text = fs::read_to_string(&file).unwrap();
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             let hit = |line: &str| {
@@ -89,7 +95,15 @@ fn unsafe_stands_only_in_the_mount_room() {
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
     let text = fs::read_to_string(workspace().join("crates/format/src/lib.rs")).unwrap();
-    assert!(text.contains("forbid(unsafe_code)"), "the format crate forbids unsafe");
+    assert!(text.contains("deny(unsafe_code)"), "the format crate allows it where it says so");
+    for room in UNSAFE {
+        let text = fs::read_to_string(workspace().join(room)).unwrap();
+        let (blocks, reasons) = (
+            text.matches("unsafe {").count() + text.matches("unsafe impl").count(),
+            text.matches("// SAFETY: ").count(),
+        );
+        assert_eq!(blocks, reasons, "{room}: each has its reason");
+    }
 }
 
 fn rust_files(dir: &Path) -> Vec<PathBuf> {

@@ -1,6 +1,6 @@
 //! Clipper's formats, bytes ⇄ types: digests, trees (EROFS), spans, checkpoints, repacked layers, the index blob. No
 //! I/O.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod checkpoints;
 pub mod chunked;
@@ -10,6 +10,7 @@ pub mod erofs;
 pub mod gzip;
 pub mod index;
 pub mod merge;
+pub mod parse;
 pub mod span;
 pub mod stored;
 pub mod tar;

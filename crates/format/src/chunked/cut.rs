@@ -1,4 +1,5 @@
 //! Where a repacked layer is cut: groups of frames on blocks of the device, frames where files begin.
+use crate::parse::Parse;
 use crate::span::BLOCK;
 use crate::tar::Listed;
 use std::collections::VecDeque;
@@ -15,6 +16,8 @@ pub struct Group {
     pub entries: Vec<Listed>,
     /// Files' data in this group, in order; none empty.
     pub pieces: Vec<Piece>,
+    /// How its bytes were put together in the layer that they come from, if that is known.
+    pub parse: Option<Parse>,
 }
 
 /// A part of a file's data within a group.
@@ -37,6 +40,8 @@ pub struct Cutter {
     /// Device byte of the first byte that is held.
     start: u64,
     held: Vec<u8>,
+    /// What is known of how these were put together; it may know of bytes that are about to be held, too.
+    parse: Option<Parse>,
     /// Entries that no group has.
     entries: VecDeque<Listed>,
     /// The file that the last group ended in the middle of.
@@ -47,7 +52,7 @@ impl Cutter {
     /// A cutter at the start of a layer. `span_size` is rounded down to whole blocks, and up to 64 KiB.
     pub fn new(span_size: u32) -> Self {
         let max = (span_size as usize).max(64 << 10) / BLOCK as usize * BLOCK as usize;
-        Self { max, min: max / 4, start: 0, held: Vec::new(), entries: VecDeque::new(), open: None }
+        Self { max, min: max / 4, start: 0, held: Vec::new(), parse: None, entries: VecDeque::new(), open: None }
     }
 
     /// Takes the next bytes of the layer, and all entries whose headers end in them; appends groups to `out`.
@@ -60,6 +65,20 @@ impl Cutter {
             if self.held.len() == self.max {
                 let group = self.group(self.place());
                 out.push(group);
+            }
+        }
+    }
+
+    /// Tells how the bytes were put together that are pushed next.
+    pub fn learn(&mut self, parse: Parse) {
+        match &mut self.parse {
+            Some(known) => known.append(parse),
+            // Of what is held already, nothing is known.
+            none => {
+                let mut known = Parse::default();
+                known.literals(self.held.len());
+                known.append(parse);
+                *none = Some(known);
             }
         }
     }
@@ -107,7 +126,11 @@ impl Cutter {
             }
             entries.extend(self.entries.pop_front());
         }
-        Group { device_offset: range.start, bytes, entries, pieces }
+        let parse = self.parse.take().map(|mut parse| {
+            self.parse = Some(parse.split_off(len));
+            parse
+        });
+        Group { device_offset: range.start, bytes, entries, pieces, parse }
     }
 }
 

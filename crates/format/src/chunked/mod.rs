@@ -13,6 +13,7 @@
 mod assemble;
 mod cut;
 mod pack;
+mod sequences;
 mod toc;
 
 pub use assemble::{Assembled, Assembler};

@@ -1,9 +1,13 @@
 //! Compressing a group: in any thread, in any order.
+use super::sequences::Sequencer;
 use super::{ChunkedError, Group, Piece};
 use crate::Digest;
+use crate::parse::Match;
+use crate::zstd::Encoder;
 use flate2::GzBuilder;
 use flate2::write::GzEncoder;
 use std::io::{self, Write as _};
+use std::ops::Range;
 use zstd::zstd_safe::CParameter;
 
 /// How layers are repacked.
@@ -50,10 +54,18 @@ enum Inner {
     Gzip(u32),
 }
 
-/// Compressors by the size of frames. docs/architecture.md has the figures behind the parameters.
+/// Compressors. docs/architecture.md has the figures behind the parameters.
 struct Compressors {
     small: zstd::bulk::Compressor<'static>,
     large: zstd::bulk::Compressor<'static>,
+    /// For what was compressed before in a way that is known, at the level at which speed matters as much as size.
+    known: Option<Known>,
+}
+
+/// Compresses by what was found before.
+struct Known {
+    sequencer: Sequencer,
+    encoder: Encoder,
 }
 
 /// Bytes of frames that count as small: from 128 KiB down zstd has parameters of its own.
@@ -67,6 +79,10 @@ const TUNED: i32 = 5;
 const LARGE_TABLE: u32 = 17;
 /// Shortest match in large frames, which makes up for the smaller table; zstd's own is 5.
 const LARGE_MATCH: u32 = 4;
+/// The level by which literals and codes are encoded if matches are known already.
+const KNOWN_LEVEL: i32 = 3;
+/// Largest group, as a power of two: that of a span.
+const KNOWN_WINDOW: i32 = 27;
 
 impl Compressors {
     fn new(level: i32) -> io::Result<Self> {
@@ -76,10 +92,20 @@ impl Compressors {
             large.set_parameter(CParameter::HashLog(LARGE_TABLE))?;
             large.set_parameter(CParameter::MinMatch(LARGE_MATCH))?;
         }
-        Ok(Self { small, large })
+        let known = match level {
+            TUNED => Some(Known { sequencer: Sequencer::new(), encoder: Encoder::new(KNOWN_LEVEL, KNOWN_WINDOW)? }),
+            _ => None,
+        };
+        Ok(Self { small, large, known })
     }
 
-    fn compress(&mut self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    /// A frame of `bytes[range]`; `matches` are those of `bytes`, if they are known.
+    fn compress(&mut self, bytes: &[u8], range: Range<usize>, matches: Option<&[Match]>) -> io::Result<Vec<u8>> {
+        let (base, bytes) = (range.start, &bytes[range]);
+        if let (Some(Known { sequencer, encoder }), Some(matches)) = (&mut self.known, matches) {
+            let from = matches.partition_point(|found| (found.at as usize) < base);
+            return encoder.encode(bytes, sequencer.sequences(bytes, &matches[from..], base));
+        }
         let compressor = if bytes.len() <= SMALL { &mut self.small } else { &mut self.large };
         compressor.compress(bytes)
     }
@@ -117,6 +143,7 @@ impl Packer {
         if group.pieces.iter().all(|piece| piece.file_offset == 0 && piece.last) {
             group.bytes = Vec::new();
         }
+        group.parse = None;
         Ok(PackedGroup { group, device_len, blake3, bytes, frames })
     }
 }
@@ -124,14 +151,16 @@ impl Packer {
 /// A frame for every piece and what follows it up to the next, and one for what is before the first.
 fn frames(compressors: &mut Compressors, group: &Group) -> io::Result<(Vec<u8>, Vec<FramedPiece>)> {
     let (mut bytes, mut frames) = (Vec::new(), Vec::with_capacity(group.pieces.len()));
+    let matches: Option<Vec<_>> = group.parse.as_ref().map(|parse| parse.matches().collect());
+    let matches = matches.as_deref();
     let head = group.pieces.first().map_or(group.bytes.len(), |piece| piece.range.start);
     if head > 0 {
-        bytes = compressors.compress(&group.bytes[..head])?;
+        bytes = compressors.compress(&group.bytes, 0..head, matches)?;
     }
     for (n, piece) in group.pieces.iter().enumerate() {
         let next = group.pieces.get(n + 1).map_or(group.bytes.len(), |next| next.range.start);
         let start = bytes.len();
-        bytes.extend_from_slice(&compressors.compress(&group.bytes[piece.range.start..next])?);
+        bytes.extend_from_slice(&compressors.compress(&group.bytes, piece.range.start..next, matches)?);
         let digest = Digest::of(&group.bytes[piece.range.clone()]);
         frames.push(FramedPiece { piece: piece.clone(), start, end: bytes.len(), digest });
     }

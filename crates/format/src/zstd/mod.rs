@@ -21,6 +21,7 @@ mod checkpoint;
 mod chooser;
 mod cut;
 mod decoder;
+mod encoder;
 mod frame;
 mod fse;
 mod indexer;
@@ -40,6 +41,7 @@ mod xxh64;
 
 pub use checkpoint::Checkpoint;
 pub use decoder::SpanDecoder;
+pub use encoder::{Encoder, Sequence};
 pub use indexer::Indexer;
 pub use resume::resume;
 pub use sequences::Match;
