@@ -121,6 +121,9 @@ impl Describing {
                 Piece::Span(mut span, held) => {
                     self.close();
                     let bytes = std::mem::take(&mut span.bytes);
+                    if let (Some(Packing { cutter, .. }), Some(parse)) = (&mut self.packing, span.parse.take()) {
+                        cutter.learn(parse);
+                    }
                     self.span = Some(Open::new(span));
                     (bytes, held, false)
                 }

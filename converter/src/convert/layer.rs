@@ -171,7 +171,9 @@ async fn attempt(
     let (used, buffers) = channel();
 
     let (packing, repacking) = repack.map(|repack| repack::start(repack, span_size)).unzip();
-    let inflate = tokio::task::spawn_blocking(move || inflate(digest, span_size, compressed, &to_describe, buffers));
+    let repacked = packing.is_some();
+    let inflate =
+        tokio::task::spawn_blocking(move || inflate(digest, span_size, repacked, compressed, &to_describe, buffers));
     let diff_id = input.diff_id;
     let describing = tokio::task::spawn_blocking(move || Describing::new(packing).run(digest, diff_id, &pieces, &used));
 
@@ -233,6 +235,7 @@ async fn attempt(
 fn inflate(
     digest: Digest,
     span_size: u32,
+    repacked: bool,
     mut compressed: tokio::sync::mpsc::Receiver<Bytes>,
     to_describe: &SyncSender<Piece>,
     buffers: Receiver<Vec<u8>>,
@@ -257,7 +260,7 @@ fn inflate(
         }
         let codec = match &mut codec {
             Some(codec) => codec,
-            None => codec.insert(Codec::of(&input, span_size)),
+            None => codec.insert(Codec::of(&input, span_size, repacked)),
         };
         if outcome.is_ok() {
             outcome = codec.push(&input, &mut outlet);
