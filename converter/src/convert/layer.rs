@@ -10,6 +10,7 @@ use bytes::Bytes;
 use clipper_format::Digest;
 use clipper_format::gzip::{self, IndexedSpan};
 use clipper_format::index::{LayerIndex, PackError};
+use clipper_format::parse::Parse;
 use clipper_format::span::SpanTable;
 use clipper_format::zstd::{Sink, ZstdError};
 use clipper_registry::Blob;
@@ -294,7 +295,8 @@ impl Outlet<'_> {
 
 impl Sink for Outlet<'_> {
     fn span(&mut self, span: IndexedSpan) {
-        self.send(span.bytes.len(), |held| Piece::Span(span, held));
+        let known = span.parse.as_ref().map_or(0, Parse::memory);
+        self.send(span.bytes.len() + known, |held| Piece::Span(span, held));
     }
 
     fn part(&mut self, part: IndexedSpan) {

@@ -47,6 +47,11 @@ impl Parse {
         self.len == 0
     }
 
+    /// Bytes of memory that it takes.
+    pub fn memory(&self) -> usize {
+        self.entries.len() * size_of::<u32>()
+    }
+
     /// Appends literals.
     pub fn literals(&mut self, count: usize) {
         self.open += count;

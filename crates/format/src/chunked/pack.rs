@@ -80,7 +80,7 @@ const LARGE_TABLE: u32 = 17;
 /// Shortest match in large frames, which makes up for the smaller table; zstd's own is 5.
 const LARGE_MATCH: u32 = 4;
 /// The level by which literals and codes are encoded if matches are known already.
-const KNOWN_LEVEL: i32 = 3;
+const KNOWN_LEVEL: i32 = 1;
 /// Largest group, as a power of two: that of a span.
 const KNOWN_WINDOW: i32 = 27;
 

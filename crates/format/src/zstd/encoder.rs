@@ -28,7 +28,7 @@ pub struct Encoder {
 unsafe impl Send for Encoder {}
 
 /// Shortest match that sequences may have.
-const SHORTEST: i32 = 3;
+const SHORTEST: u32 = 3;
 
 impl Encoder {
     /// An encoder for frames of up to 2^`window` bytes. The level says no more than how literals and codes are encoded.
@@ -43,9 +43,7 @@ impl Encoder {
         let parameters = [
             (Parameter::ZSTD_c_compressionLevel, level),
             (Parameter::ZSTD_c_windowLog, window),
-            (Parameter::ZSTD_c_minMatch, SHORTEST),
-            // libzstd then refuses what is out of bounds, instead of making frames that nothing decodes.
-            (Parameter::ZSTD_c_experimentalParam12, 1),
+            (Parameter::ZSTD_c_minMatch, SHORTEST as i32),
         ];
         for (parameter, value) in parameters {
             // SAFETY: the context is one, and lives as long as `encoder`.
@@ -61,16 +59,22 @@ impl Encoder {
     /// to isn't looked at.
     pub fn encode(&mut self, bytes: &[u8], sequences: &[Sequence]) -> io::Result<Vec<u8>> {
         self.sequences.clear();
-        let raw = |sequence: &Sequence| zstd_sys::ZSTD_Sequence {
-            offset: sequence.distance,
-            litLength: sequence.literals,
-            matchLength: sequence.len,
-            rep: 0,
-        };
-        self.sequences.extend(sequences.iter().map(raw));
+        let mut at = 0;
+        for &Sequence { literals, len, distance } in sequences {
+            // libzstd relies on this; its own check (`ZSTD_c_validateSequences`) lets distances pass that are too long.
+            let start = at + u64::from(literals);
+            at = start + u64::from(len);
+            let within = len >= SHORTEST && distance > 0 && u64::from(distance) <= start && at <= bytes.len() as u64;
+            if !within {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "a sequence refers to what isn't there"));
+            }
+            let raw = zstd_sys::ZSTD_Sequence { offset: distance, litLength: literals, matchLength: len, rep: 0 };
+            self.sequences.push(raw);
+        }
         let mut frame: Vec<u8> = Vec::with_capacity(compress_bound(bytes.len()));
-        // SAFETY: the context is one. The three pointers are of vectors and a slice that live until it returns, each with
-        // the length that the vector or slice has; `frame` is written to only within its capacity.
+        // SAFETY: the context is one; the sequences stay within `bytes`, as was seen above. The three pointers are of
+        // vectors and a slice that live until it returns, each with the length that the vector or slice has; `frame` is
+        // written to only within its capacity.
         let written = told(unsafe {
             zstd_sys::ZSTD_compressSequences(
                 self.context.as_ptr(),
@@ -138,6 +142,8 @@ mod tests {
         let refused = [
             Sequence { literals: 1, len: 4, distance: 2 },
             Sequence { literals: 0, len: 4, distance: 1 },
+            Sequence { literals: 5, len: 4, distance: 0 },
+            Sequence { literals: 5, len: 2, distance: 1 },
             Sequence { literals: 1, len: 1000, distance: 1 },
             Sequence { literals: 1001, len: 3, distance: 1 },
         ];
