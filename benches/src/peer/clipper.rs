@@ -63,7 +63,8 @@ impl Node for node::Node {
     }
 
     fn daemons(&self) -> Vec<u32> {
-        self.snapshotter.pids()
+        // The supervisor; the serving process is its child, and so counted with it.
+        self.snapshotter.daemon().iter().map(|daemon| daemon.pid()).collect()
     }
 
     fn log(&self) -> String {
