@@ -33,14 +33,14 @@ impl CodecError {
 pub const MAGIC: usize = 4;
 
 impl Codec {
-    /// The codec of a layer that begins with `head`. If it is to be repacked, spans tell how they were put together.
-    pub fn of(head: &[u8], span_size: u32, repacked: bool) -> Self {
+    /// The codec of a layer that begins with `head`. With `parse`, spans tell how they were put together.
+    pub fn of(head: &[u8], span_size: u32, parse: bool) -> Self {
         let options = IndexOptions { span_size };
         match head {
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 Self::Zstd(Box::new(zstd::Indexer::new(options)))
             }
-            [0x1f, 0x8b, ..] if repacked => Self::Gzip(Box::new(gzip::Indexer::with_parse(options))),
+            [0x1f, 0x8b, ..] if parse => Self::Gzip(Box::new(gzip::Indexer::with_parse(options))),
             [0x1f, 0x8b, ..] => Self::Gzip(Box::new(gzip::Indexer::new(options))),
             _ => Self::Stored(StoredIndexer::new(options)),
         }

@@ -171,10 +171,10 @@ async fn attempt(
     let (to_describe, pieces) = sync_channel::<Piece>(PIECES);
     let (used, buffers) = channel();
 
+    let parse = repack.as_ref().is_some_and(Repack::takes_matches);
     let (packing, repacking) = repack.map(|repack| repack::start(repack, span_size)).unzip();
-    let repacked = packing.is_some();
     let inflate =
-        tokio::task::spawn_blocking(move || inflate(digest, span_size, repacked, compressed, &to_describe, buffers));
+        tokio::task::spawn_blocking(move || inflate(digest, span_size, parse, compressed, &to_describe, buffers));
     let diff_id = input.diff_id;
     let describing = tokio::task::spawn_blocking(move || Describing::new(packing).run(digest, diff_id, &pieces, &used));
 
@@ -236,7 +236,7 @@ async fn attempt(
 fn inflate(
     digest: Digest,
     span_size: u32,
-    repacked: bool,
+    parse: bool,
     mut compressed: tokio::sync::mpsc::Receiver<Bytes>,
     to_describe: &SyncSender<Piece>,
     buffers: Receiver<Vec<u8>>,
@@ -261,7 +261,7 @@ fn inflate(
         }
         let codec = match &mut codec {
             Some(codec) => codec,
-            None => codec.insert(Codec::of(&input, span_size, repacked)),
+            None => codec.insert(Codec::of(&input, span_size, parse)),
         };
         if outcome.is_ok() {
             outcome = codec.push(&input, &mut outlet);

@@ -28,6 +28,11 @@ pub struct Repack {
 }
 
 impl Repack {
+    /// Whether it is of use to know how layers were put together.
+    pub fn takes_matches(&self) -> bool {
+        self.packers.compression.takes_matches()
+    }
+
     /// Pushes layers to `to`, compressed so.
     pub fn new(to: Repository, compression: Compression) -> Self {
         // More than there are processors: those that are done wait for their turn while the next are compressed.

@@ -24,8 +24,8 @@ pub struct Match {
     pub distance: u16,
 }
 
-/// Bytes of the shortest match.
-const SHORTEST: usize = 3;
+/// Bytes of the shortest match of Deflate.
+pub(crate) const SHORTEST: usize = 3;
 /// Most literals of an entry.
 const RUN: usize = 511;
 

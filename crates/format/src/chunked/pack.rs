@@ -19,6 +19,13 @@ pub enum Compression {
     Gzip(u32),
 }
 
+impl Compression {
+    /// Whether matches that are known are taken over: at the level at which speed matters as much as size.
+    pub fn takes_matches(self) -> bool {
+        self == Self::Zstd(TUNED)
+    }
+}
+
 /// A group, compressed.
 #[derive(Debug)]
 pub struct PackedGroup {
@@ -58,7 +65,7 @@ enum Inner {
 struct Compressors {
     small: zstd::bulk::Compressor<'static>,
     large: zstd::bulk::Compressor<'static>,
-    /// For what was compressed before in a way that is known, at the level at which speed matters as much as size.
+    /// For what was compressed before in a way that is known, if [`Compression::takes_matches`].
     known: Option<Known>,
 }
 
@@ -69,7 +76,7 @@ struct Known {
 }
 
 /// Bytes of frames that count as small: from 128 KiB down zstd has parameters of its own.
-const SMALL: usize = 128 << 10;
+pub(super) const SMALL: usize = 128 << 10;
 /// Levels that small frames get on top: they compress worst, for want of history, and are a small part of all bytes.
 const SMALL_LEVELS: i32 = 1;
 /// The level at which large frames get parameters of their own. Lower ones are taken for speed, higher ones for size.
@@ -92,9 +99,9 @@ impl Compressors {
             large.set_parameter(CParameter::HashLog(LARGE_TABLE))?;
             large.set_parameter(CParameter::MinMatch(LARGE_MATCH))?;
         }
-        let known = match level {
-            TUNED => Some(Known { sequencer: Sequencer::new(), encoder: Encoder::new(KNOWN_LEVEL, KNOWN_WINDOW)? }),
-            _ => None,
+        let known = match Compression::Zstd(level).takes_matches() {
+            true => Some(Known { sequencer: Sequencer::new(), encoder: Encoder::new(KNOWN_LEVEL, KNOWN_WINDOW)? }),
+            false => None,
         };
         Ok(Self { small, large, known })
     }

@@ -5,7 +5,8 @@
 //! What Deflate can't have is looked for in a cheap way: matches from farther away, with one look into one table, and
 //! such as repeat the last distance, which zstd (RFC 8878, section 3.1.1.5) has short codes for.
 
-use crate::parse::Match;
+use super::pack::SMALL;
+use crate::parse::{Match, SHORTEST};
 use crate::zstd::Sequence;
 
 /// Chooses the sequences of frames, one after another; keeps its table.
@@ -18,15 +19,11 @@ pub(super) struct Sequencer {
 /// Slots of the table at most, as a power of two: it is to stay in a processor's own cache.
 const TABLE: u32 = 16;
 const SLOTS: usize = 1 << TABLE;
-/// Bytes that are hashed, and so the shortest match that is found, in frames of up to [`SHORT`] bytes and in longer ones.
+/// Bytes that are hashed, and so the shortest match that is found, in small frames and in large ones.
 /// What small frames have lost of Deflate's matches, which reached into other files, was mostly short.
 const HASHED: [u32; 2] = [5, 8];
-/// See [`HASHED`].
-const SHORT: usize = 128 << 10;
 /// Within a match, every so manieth place is put into the table.
 const STEP: usize = 8;
-/// Shortest match of Deflate.
-const SHORTEST: usize = 3;
 /// Shortest match that repeats the last distance.
 const REPEATED: usize = 4;
 /// A match of Deflate with so many bytes is taken without a look for a longer one.
@@ -53,7 +50,7 @@ impl Sequencer {
     pub fn sequences(&mut self, frame: &[u8], hints: &[Match], base: usize) -> &[Sequence] {
         let log = (usize::BITS - frame.len().leading_zeros()).clamp(8, TABLE);
         self.table[..1 << log].fill(0);
-        let hashed = HASHED[usize::from(frame.len() > SHORT)];
+        let hashed = HASHED[usize::from(frame.len() > SMALL)];
         let seen = Seen { table: &mut self.table, shift: 64 - log, drop: 64 - 8 * hashed };
         self.sequences.clear();
         let search = Search { frame, seen, out: &mut self.sequences, at: 0, literals: 0, repeated: 0 };
