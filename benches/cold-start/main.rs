@@ -65,6 +65,9 @@ struct Options {
     /// Hold a lock (flock) on this file during each run, and only then, so that other work on the machine can wait for a pause.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
+    /// Measure again only what lacks processor time and memory in the results, and complete these by them.
+    #[arg(long, conflicts_with = "dry")]
+    costs: bool,
     /// Only print; leave benches/RESULTS.md, README.md and the pictures alone.
     #[arg(long)]
     dry: bool,
@@ -96,10 +99,14 @@ fn main() -> Result<()> {
         return write(&all);
     }
     for application in &applications {
+        if options.costs {
+            complete(application, &mut all, &options)?;
+            continue;
+        }
         // One for each image, because all that it holds is kept in memory.
-        let mut prepared = prepare(application, &options)?;
+        let mut prepared = prepare(application, &options.systems, &options)?;
         for way in &options.link {
-            let measurement = measure(application, &mut prepared, *way, &options)?;
+            let measurement = measure(application, &mut prepared, *way, options.runs, &options)?;
             println!("{}", report::image(application, &measurement));
             all.put(application.name, measurement);
             // After each of them: what was measured stays, whatever happens to the next.
@@ -108,6 +115,23 @@ fn main() -> Result<()> {
                 write(&all)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Measures what lacks processor time and memory, as often as it was measured.
+fn complete(application: &Application, all: &mut Measured, options: &Options) -> Result<()> {
+    for way in &options.link {
+        let Some(own) = all.of(application.name, *way) else { continue };
+        let (lacking, rounds) = (own.without_costs(), own.rounds());
+        if lacking.is_empty() {
+            continue;
+        }
+        let mut prepared = prepare(application, &lacking, options)?;
+        own.take_costs(measure(application, &mut prepared, *way, rounds, options)?);
+        println!("{}", report::image(application, own));
+        all.write()?;
+        write(all)?;
     }
     Ok(())
 }
@@ -124,7 +148,7 @@ fn write(all: &Measured) -> Result<()> {
 }
 
 /// Pushes an image, records its start, converts it for everybody.
-fn prepare(application: &Application, options: &Options) -> Result<Prepared> {
+fn prepare(application: &Application, wanted: &[System], options: &Options) -> Result<Prepared> {
     let far = FarRegistry::new(AT_HOME.0, AT_HOME.1)?;
     let name = application.name;
     eprintln!("{name}: pushing it into the registry, recording its start");
@@ -137,14 +161,17 @@ fn prepare(application: &Application, options: &Options) -> Result<Prepared> {
     // Also for overlayfs alone: what it brings is compared with what the start needs.
     RECORDED.peer().prepare(&subject)?;
     let accelerated = RECORDED.reference(&base);
-    far.record(application, &accelerated, &trace)?;
+    far.record(application, &accelerated, None, &trace)?;
+    // What a start needs is what one of them needs.
+    let one = scratch.path().join("one");
+    far.record(application, &accelerated, Some("fuse"), &one)?;
     if let Some(kept) = &options.traces {
         fs::create_dir_all(kept)?;
         fs::copy(&trace, kept.join(format!("{name}.trace")))?;
     }
     let (mut systems, mut missing) = (Vec::new(), Vec::new());
     let mut made = BTreeSet::from([RECORDED.peer().suffix()]);
-    for system in options.systems.iter().copied() {
+    for system in wanted.iter().copied() {
         let peer = system.peer();
         if made.insert(peer.suffix()) {
             eprintln!("{name}: converting it for {}", system.name());
@@ -155,15 +182,21 @@ fn prepare(application: &Application, options: &Options) -> Result<Prepared> {
         }
         systems.push(system);
     }
-    let (described, needed) = (described(&accelerated)?, Needed::of(&accelerated, &trace)?);
+    let (described, needed) = (described(&accelerated)?, Needed::of(&accelerated, &one)?);
     Ok(Prepared { far, image, described, needed, systems, missing })
 }
 
 /// All runs of one application over one link.
-fn measure(application: &Application, prepared: &mut Prepared, way: Way, options: &Options) -> Result<Measurement> {
+fn measure(
+    application: &Application,
+    prepared: &mut Prepared,
+    way: Way,
+    rounds: usize,
+    options: &Options,
+) -> Result<Measurement> {
     prepared.far.move_to(way.0, way.delay())?;
     let (mut systems, mut missing) = (prepared.systems.clone(), prepared.missing.clone());
-    let (mut runs, rounds) = (Vec::new(), options.runs);
+    let mut runs = Vec::new();
     for round in 1..=rounds {
         for system in systems.clone() {
             let alone = options.lock.as_deref().map(alone).transpose()?;
@@ -186,7 +219,7 @@ fn measure(application: &Application, prepared: &mut Prepared, way: Way, options
         }
     }
     let (circumstances, image) = (page::circumstances(), prepared.described.clone());
-    Ok(Measurement { circumstances, link: way, image, needed: prepared.needed, runs, missing })
+    Ok(Measurement { circumstances, link: way, image, needed: prepared.needed, runs, costs_of: None, missing })
 }
 
 /// Waits until nobody else has the lock. It is given back when the file is dropped.

@@ -33,6 +33,9 @@ pub struct Measurement {
     pub needed: Needed,
     /// The runs.
     pub runs: Vec<Run>,
+    /// The machine and the day of processor time and memory that runs lacked, and other runs brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub costs_of: Option<String>,
     /// What was wanted, but could not be run.
     #[serde(default)]
     pub missing: Vec<Missing>,
@@ -95,6 +98,11 @@ impl Measured {
         all.sort_by_key(|one| (std::cmp::Reverse(one.link.0), one.link.1));
     }
 
+    /// What is known of an image over a link.
+    pub fn of(&mut self, image: &str, link: Way) -> Option<&mut Measurement> {
+        self.0.get_mut(image)?.iter_mut().find(|one| one.link == link)
+    }
+
     /// What is known, in the order of reports.
     pub fn all(&self) -> impl Iterator<Item = (Application, &Measurement)> {
         Application::all().flat_map(|application| {
@@ -118,6 +126,24 @@ impl Measurement {
     pub fn systems(&self) -> Vec<System> {
         let ran = |system: &System| self.runs.iter().any(|run| run.system == *system);
         System::all().into_iter().filter(ran).collect()
+    }
+
+    /// The systems that runs were made of without processor time and memory.
+    pub fn without_costs(&self) -> Vec<System> {
+        let lacks = |system: &System| self.runs.iter().any(|run| run.system == *system && run.daemon_cpu.is_none());
+        self.systems().into_iter().filter(lacks).collect()
+    }
+
+    /// Completes runs that lack processor time and memory by what other runs of the same system cost. Seconds, bytes and
+    /// requests stay: these are compared with what other systems had in the same rounds.
+    pub fn take_costs(&mut self, Self { circumstances, runs, .. }: Self) {
+        let mut others = runs;
+        for run in self.runs.iter_mut().filter(|run| run.daemon_cpu.is_none()) {
+            let Some(place) = others.iter().position(|other| other.system == run.system) else { continue };
+            let other = others.remove(place);
+            (run.daemon_cpu, run.node_cpu, run.peak_kib) = (other.daemon_cpu, other.node_cpu, other.peak_kib);
+            self.costs_of = Some(circumstances.clone());
+        }
     }
 
     /// One quantity of all runs of a system; runs that don't tell it are left out.
@@ -193,6 +219,28 @@ mod tests {
         assert_eq!(again.usual().count(), 1);
         let system = "index-fuse".parse().unwrap();
         assert!(again.all().all(|(_, one)| one.systems() == [system]));
+    }
+
+    #[test]
+    fn costs_are_taken_where_there_are_none() {
+        let with = |pull: f64, cost: f64| {
+            format!(
+                r#"{{"system": "index", "pull": {pull}, "start": 1.0, "wire_bytes": 1, "requests": 1,
+                    "daemon_cpu": {cost}, "node_cpu": {cost}, "peak_kib": 5}}"#
+            )
+        };
+        let runs = [OLD.to_owned(), with(2.0, 3.0), OLD.to_owned(), warm(1.0, 2.0)].join(",");
+        let mut own: Measurement = serde_json::from_str(&measurement("[300, 5]", &runs)).unwrap();
+        let index: System = "index-fuse".parse().unwrap();
+        assert_eq!(own.without_costs(), [System::Overlayfs, index]);
+        let mut other: Measurement = serde_json::from_str(&measurement("[300, 5]", &with(9.0, 7.0))).unwrap();
+        other.circumstances = "another day".into();
+        own.take_costs(other);
+        assert_eq!(own.costs_of.as_deref(), Some("another day"));
+        // One for the first that had none; the last has none still.
+        assert_eq!(own.figures(index, |run| run.daemon_cpu).0, [7.0, 3.0]);
+        assert_eq!(own.figures(index, |run| Some(run.pull)).0, [0.5, 2.0, 0.5]);
+        assert_eq!(own.without_costs(), [System::Overlayfs, index]);
     }
 
     #[test]

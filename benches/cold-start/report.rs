@@ -24,7 +24,7 @@ pub fn results(all: &Measured, plots: &[Plot]) -> String {
 pub fn image(application: &Application, own: &Measurement) -> String {
     let mut text = format!(
         "\n### {}, {}\n\n{}: {} layers, {} MB compressed, {} MB unpacked. Its start reads {:.1} MB of files; B\\* = {:.1} MB.{} \
-         {} runs; {}\n\n\
+         {} runs; {}{}\n\n\
          | | pull, s | start to ready, s | pull to ready, s | of T\\* | sooner | on the wire, MB | of B\\* | requests | \
          processor, daemon, s | processor, all, s | daemon's peak memory, MB |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|\n",
@@ -39,6 +39,7 @@ pub fn image(application: &Application, own: &Measurement) -> String {
         ideal(own),
         own.rounds(),
         own.circumstances,
+        costs_apart(own),
     );
     for system in own.systems() {
         text += &format!(
@@ -68,6 +69,12 @@ fn ideal(own: &Measurement) -> String {
         (Some(warm), Some(ideal)) => format!(" T_warm = {warm:.2} s, T\\* = {ideal:.2} s."),
         _ => String::new(),
     }
+}
+
+/// Where costs are those of other runs than seconds.
+fn costs_apart(own: &Measurement) -> String {
+    let Some(circumstances) = &own.costs_of else { return String::new() };
+    format!(" Clipper's processor time and memory are those of as many runs by themselves: {circumstances}")
 }
 
 /// How many times sooner than with overlayfs.

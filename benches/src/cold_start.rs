@@ -90,9 +90,15 @@ impl FarRegistry {
         self.link.near_end()
     }
 
-    /// Records what the start of an application reads, on a new, empty node, until it is ready. `accelerated` is the
-    /// converted image as nodes know it.
-    pub fn record(&self, application: &Application, accelerated: &str, trace: &Path) -> Result<()> {
+    /// Records what the start of an application reads, on a new, empty node, until it is ready: with each driver, or only
+    /// with the one that is named. `accelerated` is the converted image as nodes know it.
+    pub fn record(
+        &self,
+        application: &Application,
+        accelerated: &str,
+        driver: Option<&str>,
+        trace: &Path,
+    ) -> Result<()> {
         let snapshotter = Snapshotter::start()?;
         let containerd = Containerd::start(Settings::clipper(snapshotter.socket())?)?;
         let port = free_port()?;
@@ -100,7 +106,9 @@ impl FarRegistry {
         let variable = format!("{}={}", application.port_variable, port.port());
         let (limit, trace) = (PATIENCE.as_secs().to_string(), trace.display().to_string());
         let line = ["--address", &socket, "--namespace", containerd.namespace(), "--url", &url, "--env", &variable];
-        clipper_ok(&[&["record", "--timeout", &limit, "--output", &trace][..], &line, &[accelerated]].concat())?;
+        let driver: Vec<&str> = driver.iter().flat_map(|driver| ["--driver", driver]).collect();
+        let record = ["record", "--timeout", &limit, "--output", &trace];
+        clipper_ok(&[&record[..], &line, &driver, &[accelerated]].concat())?;
         Ok(())
     }
 

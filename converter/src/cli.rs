@@ -324,8 +324,31 @@ pub struct RecordArgs {
     /// Where the trace is written [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Start it only with this driver of the snapshotter's; the kernel reads other bytes ahead with each [default: once
+    /// with each that works on this node, and the trace has what either start read]
+    #[arg(long, value_enum, value_name = "DRIVER")]
+    pub driver: Option<RecordDriver>,
     #[command(flatten)]
     pub containerd: ContainerdArgs,
+}
+
+/// What shows an image to a container that is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecordDriver {
+    /// The kernel's EROFS (Linux 6.12 and later)
+    Erofs,
+    /// FUSE
+    Fuse,
+}
+
+impl RecordDriver {
+    /// As the snapshotter calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Erofs => "erofs",
+            Self::Fuse => "fuse",
+        }
+    }
 }
 
 /// How large a hot blob may be.

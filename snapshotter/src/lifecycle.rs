@@ -10,7 +10,7 @@ use crate::{
     records::{NewRecord, Record, Records},
     remote::{Remote, repository_of},
     snapshot::{Info, Kind, LABEL_SNAPSHOT_REF, Labels, Mount, Timestamp, Usage},
-    traces::LABEL_TRACE,
+    traces::{LABEL_TRACE, WantedTrace},
     trees::layer_ref,
     wanted::{Wanted, snapshot_name},
 };
@@ -127,13 +127,14 @@ impl Lifecycle {
     /// Puts a mount whose reads are recorded in the place of the topmost of `lowers`, if `new` asks for it. Returns the
     /// snapshot's key then.
     async fn record(&self, new: &NewSnapshot, parents: &[Record], lowers: &mut [PathBuf]) -> Result<Option<String>> {
-        let Some(file) = new.labels.get(LABEL_TRACE).filter(|_| new.kind == Kind::Active) else { return Ok(None) };
+        let wanted = if new.kind == Kind::Active { WantedTrace::by(&new.labels)? } else { None };
+        let Some(wanted) = wanted else { return Ok(None) };
         let below = chain::lowers(parents);
         let (Some(Lower::Tree(run)), Some((top, rest))) = (below.first(), lowers.split_first_mut()) else {
             let text = format!("{LABEL_TRACE}: the topmost layer of the image was not converted by Clipper");
             return Err(Error::FailedPrecondition(text));
         };
-        *top = self.remote.mount_recorded(&new.key, file, run, rest).await?;
+        *top = self.remote.mount_recorded(&new.key, wanted, run, rest).await?;
         Ok(Some(new.key.clone()))
     }
 

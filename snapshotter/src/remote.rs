@@ -5,7 +5,7 @@ use crate::{
     error::{Result, with_causes},
     hints::Hints,
     records::{Record, RemoteLayer},
-    traces::Traces,
+    traces::{Traces, WantedTrace},
     trees::{MountPlace, Trees, layer_ref},
     wanted::Wanted,
 };
@@ -229,15 +229,15 @@ impl Remote {
         self.trees.mount(run, lowers).await
     }
 
-    /// As [`mount`](Self::mount), for the snapshot `key` alone, whose reads are recorded for `file`.
+    /// As [`mount`](Self::mount), for the snapshot `key` alone, whose reads are recorded as `wanted`.
     pub async fn mount_recorded(
         &self,
         key: &str,
-        file: &str,
+        wanted: WantedTrace,
         run: &RemoteRun<'_>,
         lowers: &[PathBuf],
     ) -> Result<PathBuf> {
-        self.traces.start(key, file, &self.trees, MountPlace { run, lowers }).await
+        self.traces.start(key, wanted, &self.trees, MountPlace { run, lowers }).await
     }
 
     /// The directory on which the merged tree called `tree` is mounted when it is in use.

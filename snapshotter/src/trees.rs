@@ -5,7 +5,7 @@ use crate::{
     records::RemoteLayer,
 };
 use clipper_format::Digest;
-use clipper_mount::{Beneath, ImageWatch, LayerRef, MountOptions, Mounted, Recording, Store, detach_stale};
+use clipper_mount::{Beneath, Driver, ImageWatch, LayerRef, MountOptions, Mounted, Store, detach_stale};
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsStr,
@@ -103,16 +103,16 @@ impl Trees {
         Ok(dir)
     }
 
-    /// Mounts the tree of a run once more, alone, with what is read of it noted in `recording`.
+    /// Mounts the tree of a run once more, for what is read through this mount alone: by `driver`, or by the node's.
     ///
     /// # Errors
     /// As [`mount`](Self::mount).
-    pub async fn mount_recorded(&self, place: MountPlace<'_>, recording: Arc<Recording>) -> Result<Mounted> {
+    pub async fn mount_recorded(&self, place: MountPlace<'_>, driver: Option<Driver>) -> Result<Mounted> {
         let number = self.recorded.fetch_add(1, Ordering::Relaxed);
         let dir = self.dir.join(format!("recorded-{number}"));
         let path = dir.clone();
         spawn_blocking(move || make_mount_point(&path)).await.map_err(|_| Error::Interrupted)??;
-        let options = MountOptions { recording: Some(recording), ..self.options.clone() };
+        let options = MountOptions { driver: driver.unwrap_or(self.options.driver), ..self.options.clone() };
         self.mount_on(&place, &dir, &options).await
     }
 

@@ -71,7 +71,12 @@ impl Snapshotter {
 
     /// As [`start`](Self::start), on a root elsewhere, which is left behind.
     pub fn start_at(root: PathBuf) -> Result<Self> {
-        Self::start_in(Scratch::new("snapshotter")?, root, &driver())
+        Self::start_at_over(root, &driver())
+    }
+
+    /// As [`start_at`](Self::start_at), with this driver.
+    pub fn start_at_over(root: PathBuf, driver: &str) -> Result<Self> {
+        Self::start_in(Scratch::new("snapshotter")?, root, driver)
     }
 
     fn start_in(scratch: Scratch, root: PathBuf, driver: &str) -> Result<Self> {

@@ -31,6 +31,15 @@ impl SmallDisk {
         Ok(Self { at, _scratch: scratch })
     }
 
+    /// A tmpfs of so many bytes: no file on it can be mounted.
+    pub fn in_memory(bytes: u64) -> Result<Self> {
+        let scratch = Scratch::new("disk")?;
+        let at = scratch.subdir("at")?;
+        let size = format!("size={bytes}");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at)).context("as root")?;
+        Ok(Self { at, _scratch: scratch })
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         &self.at

@@ -1,5 +1,5 @@
 //! One container of containerd's: its snapshot, recorded by the snapshotter, and its task.
-use crate::cli::RecordArgs;
+use crate::cli::{RecordArgs, RecordDriver};
 use crate::pull::{Pulled, explain, nanoseconds};
 use anyhow::{Context, Result};
 use containerd_client::services::v1::{
@@ -23,7 +23,23 @@ use tonic::transport::Channel;
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Label by which the snapshotter knows that a snapshot's reads are to be recorded.
 const LABEL_TRACE: &str = "containerd.io/snapshot/clipper.trace";
+/// Label by which it knows with which driver.
+const LABEL_TRACE_DRIVER: &str = "containerd.io/snapshot/clipper.trace-driver";
 const SIGKILL: u32 = 9;
+
+/// How a container's snapshot is recorded.
+#[derive(Clone, Copy)]
+pub struct Recording<'a> {
+    /// The file that the snapshotter writes the trace to.
+    pub trace: &'a Path,
+    /// What the container's mount is made with.
+    pub driver: RecordDriver,
+}
+
+/// The snapshotter gave no snapshot, and a mount by this driver was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("no snapshot to be recorded with the driver {}", .0.name())]
+pub struct NotPrepared(RecordDriver);
 
 /// A container, to be removed with [`Container::remove`].
 pub struct Container {
@@ -51,8 +67,8 @@ pub struct Ended {
 }
 
 impl Container {
-    /// Prepares the snapshot, recorded to `trace`, and describes the container.
-    pub async fn create(args: &RecordArgs, pulled: &Pulled, trace: &Path, spec: Value) -> Result<Self> {
+    /// Prepares the snapshot, and describes the container.
+    pub async fn create(args: &RecordArgs, pulled: &Pulled, recording: Recording<'_>, spec: Value) -> Result<Self> {
         let channel = containerd_client::connect(&args.containerd.address)
             .await
             .with_context(|| format!("containerd at {}", args.containerd.address.display()))?;
@@ -62,7 +78,7 @@ impl Container {
         let lease = CreateRequest { id: container.id.clone(), ..CreateRequest::default() };
         let mut leases = LeasesClient::new(container.channel.clone());
         leases.create(container.request(lease)?).await.map_err(|s| explain("taking a lease", &s))?;
-        if let Err(error) = container.describe(args, pulled, trace, spec).await {
+        if let Err(error) = container.describe(args, pulled, recording, spec).await {
             if let Err(second) = container.remove().await {
                 tracing::warn!("{second:#}");
             }
@@ -71,12 +87,22 @@ impl Container {
         Ok(container)
     }
 
-    async fn describe(&mut self, args: &RecordArgs, pulled: &Pulled, trace: &Path, spec: Value) -> Result<()> {
+    async fn describe(
+        &mut self,
+        args: &RecordArgs,
+        pulled: &Pulled,
+        recording: Recording<'_>,
+        spec: Value,
+    ) -> Result<()> {
+        let Recording { trace, driver } = recording;
         let request = PrepareSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
             key: self.id.clone(),
             parent: pulled.chain.clone(),
-            labels: HashMap::from([(LABEL_TRACE.to_owned(), trace.display().to_string())]),
+            labels: HashMap::from([
+                (LABEL_TRACE.to_owned(), trace.display().to_string()),
+                (LABEL_TRACE_DRIVER.to_owned(), driver.name().to_owned()),
+            ]),
         };
         let mut snapshots = SnapshotsClient::new(self.channel.clone());
         // Under the lease: until a container names it, containerd would take the snapshot for garbage.
@@ -84,7 +110,8 @@ impl Container {
         request
             .metadata_mut()
             .insert("containerd-lease", self.id.parse().context("the container's id isn't plain ASCII")?);
-        let answer = snapshots.prepare(request).await.map_err(|s| explain("preparing a snapshot", &s))?;
+        let answer = snapshots.prepare(request).await;
+        let answer = answer.map_err(|s| explain("preparing a snapshot", &s).context(NotPrepared(driver)))?;
         self.mounts = answer.into_inner().mounts;
         self.state = State::Prepared;
 

@@ -3,10 +3,13 @@
 //! One range a line: `OFFSET+LENGTH PATH`, in bytes. Blank lines and lines that begin with `#` say nothing. Backslashes
 //! and control characters in a path are written as `\xHH`. What comes later about bytes that were touched before means
 //! nothing, so traces of several runs are merged by writing one after the other.
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 /// Largest trace that makes sense, bytes.
 pub const TRACE_MAX: u64 = 64 << 20;
+
+/// Ends a trace that doesn't tell everything, as a comment.
+pub const CUT_OFF: &str = "# more was read after this than is noted\n";
 
 /// A range of a file that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,42 @@ pub fn parse_trace(text: &[u8]) -> Result<Vec<Touch>, TraceError> {
     Ok(touches)
 }
 
+/// Joins the traces of two starts: what the first one read, in its order, and what only the second one read, each where
+/// that came in the second: behind what both read before it.
+pub fn merge_traces(first: &[Touch], second: &[Touch]) -> Vec<Touch> {
+    let mut known: HashMap<&[u8], Vec<(Range<u64>, usize)>> = HashMap::new();
+    for (number, touch) in first.iter().enumerate() {
+        known.entry(&touch.path).or_default().push((touch.range.clone(), number));
+    }
+    for ranges in known.values_mut() {
+        ranges.sort_unstable_by_key(|(range, _)| range.start);
+    }
+    // What comes in front of the first's touch of that number; what comes last.
+    let mut between: Vec<Vec<Touch>> = vec![Vec::new(); first.len() + 1];
+    let mut place = 0;
+    for touch in second {
+        let ranges = known.get(&touch.path[..]).map_or(&[][..], Vec::as_slice);
+        let mut at = touch.range.start;
+        let mut add = |range: Range<u64>, place: usize| {
+            if !range.is_empty() {
+                between[place].push(Touch { path: touch.path.clone(), range });
+            }
+        };
+        for (range, number) in ranges {
+            if range.end <= at || range.start >= touch.range.end {
+                continue;
+            }
+            add(at..range.start, place);
+            at = at.max(range.end);
+            place = number + 1;
+        }
+        add(at..touch.range.end, place);
+    }
+    let last = between.pop().unwrap_or_default();
+    let woven = first.iter().zip(between).flat_map(|(touch, before)| before.into_iter().chain([touch.clone()]));
+    woven.chain(last).collect()
+}
+
 fn touch(line: &[u8]) -> Result<Touch, &'static str> {
     let space = line.iter().position(|byte| *byte == b' ').ok_or("no path")?;
     let (range, path) = (&line[..space], unescape(&line[space + 1..])?);
@@ -109,6 +148,35 @@ mod tests {
         assert_eq!(text.iter().filter(|byte| **byte == b'\n').count(), 4);
         let twice = [&text[..], &text].concat();
         assert_eq!(parse_trace(&twice).unwrap().len(), 6, "traces can be written one after the other");
+    }
+
+    #[test]
+    fn what_only_the_second_start_read_comes_where_it_read_it() {
+        let touch = |path: &str, range: Range<u64>| Touch { path: path.into(), range };
+        let first = [touch("/a", 0..8), touch("/b", 0..4), touch("/a", 16..24), touch("/c", 0..4)];
+        let second = [
+            touch("/new", 0..2),
+            touch("/a", 0..20),
+            touch("/b", 0..2),
+            touch("/d", 0..1),
+            touch("/c", 2..6),
+            touch("/a", 20..30),
+        ];
+        let merged = [
+            touch("/new", 0..2),
+            touch("/a", 0..8),
+            touch("/a", 8..16),
+            touch("/b", 0..4),
+            touch("/d", 0..1),
+            touch("/a", 16..24),
+            touch("/a", 24..30),
+            touch("/c", 0..4),
+            touch("/c", 4..6),
+        ];
+        assert_eq!(merge_traces(&first, &second), merged);
+        assert_eq!(merge_traces(&first, &first), first);
+        assert_eq!(merge_traces(&first, &[]), first);
+        assert_eq!(merge_traces(&[], &second), second);
     }
 
     #[test]

@@ -90,8 +90,7 @@ impl Drivers {
         dir: &Path,
         options: &MountOptions,
     ) -> Result<Session, MountError> {
-        // Only a driver that is asked for every file's bytes can tell which were read.
-        let wanted = if options.recording.is_some() { Driver::Fuse } else { options.driver };
+        let wanted = options.driver;
         if self.choose(wanted).await? == Driver::Erofs {
             match self.blocking(image, dir, options, Inner::mount_erofs).await {
                 Err(error) if wanted == Driver::Auto => {

@@ -21,7 +21,6 @@ mod notes;
 mod options;
 mod session;
 mod store;
-mod trace;
 
 pub use accelerated::{AcceleratedError, AcceleratedImage, AcceleratedLayer};
 pub use beneath::Beneath;
@@ -35,4 +34,3 @@ pub use mounted::{MountError, Mounted, detach_stale};
 pub use notes::Touches;
 pub use options::{Driver, MountOptions, UnknownDriver};
 pub use store::{DiskUsage, LayerProgress, LayerUsage, OpenLayers, Store, StoreError, StoreOptions};
-pub use trace::Recording;

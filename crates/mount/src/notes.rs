@@ -5,7 +5,7 @@
 use crate::{LazyDevice, LazyError};
 use clipper_format::{
     erofs::{ErofsError, FileKind, Image, ImageSource},
-    trace::Touch,
+    trace::{CUT_OFF, Touch, write_trace},
 };
 use std::{
     collections::HashSet,
@@ -53,6 +53,17 @@ pub struct Touches {
     pub ranges: Vec<Touch>,
     /// Whether there were more than are kept.
     pub cut_off: bool,
+}
+
+impl Touches {
+    /// As a trace, with a comment at its end if it is cut off.
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = write_trace(&self.ranges);
+        if self.cut_off {
+            text.extend_from_slice(CUT_OFF.as_bytes());
+        }
+        text
+    }
 }
 
 /// A part of a file, where it lies.

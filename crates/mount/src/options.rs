@@ -1,6 +1,5 @@
 //! How an image is mounted.
-use crate::Recording;
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr};
 
 /// What shows the merged tree to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,13 +56,11 @@ pub struct MountOptions {
     /// while they are filled, so more only fetches spans that nobody needs: a first `rustc --print cfg` makes 125 MB of
     /// spans come at 128 KiB, 136 at 256, 143 at 512, 152 at 1024. What is cached costs the same CPU time at all of these.
     pub read_ahead_kib: u32,
-    /// Where what is read is noted; the image is then mounted with the driver `fuse`, whichever is asked for.
-    pub recording: Option<Arc<Recording>>,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { driver: Driver::default(), background_fill: false, threads: 2, read_ahead_kib: 256, recording: None }
+        Self { driver: Driver::default(), background_fill: false, threads: 2, read_ahead_kib: 256 }
     }
 }
 

@@ -13,7 +13,6 @@ use crate::{
     side_socket::SideSocket,
     trees::layer_ref,
 };
-use clipper_format::trace::write_trace;
 use clipper_mount::LayerRef;
 use futures::stream::{self, BoxStream, StreamExt};
 use std::{error::Error, io, path::Path, sync::Arc, time::Duration};
@@ -146,10 +145,7 @@ impl ControlService for Control {
             return Err(Status::failed_precondition(text));
         };
         let touches = spawn_blocking(move || mounted.touches()).await.map_err(internal)?.map_err(internal)?;
-        let mut text = write_trace(&touches.ranges);
-        if touches.cut_off {
-            text.extend_from_slice(b"# more was read after this than is noted\n");
-        }
+        let text = touches.text();
         let parts: Vec<_> = text.chunks(PART).map(|part| Ok(api::TracePart { text: part.to_vec() })).collect();
         Ok(Response::new(stream::iter(parts).boxed()))
     }

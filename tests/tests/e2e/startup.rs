@@ -1,7 +1,8 @@
 //! Start-ups: recorded, listed, and streamed as a hot blob.
 
-use clipper_tests::clipper::{clipper_ok, clipper_output, convert_with};
+use clipper_tests::clipper::{Snapshotter, clipper_ok, clipper_output, convert_with};
 use clipper_tests::scratch::Scratch;
+use clipper_tests::small_disk::SmallDisk;
 use serde_json::Value;
 
 use crate::run::Node;
@@ -15,7 +16,11 @@ fn hot(report: &Value) -> (String, u64) {
 
 /// A node without background fill on which the small image, pulled by `reference`, has said hello.
 fn started(reference: &str) -> Node {
-    let mut node = Node::new();
+    started_on(Node::new(), reference)
+}
+
+/// The same on this node.
+fn started_on(mut node: Node, reference: &str) -> Node {
     node.snapshotter.configure("background_fill = false\n").unwrap();
     node.containerd.restart().unwrap();
     let image = node.proxy.by_way(reference);
@@ -41,6 +46,7 @@ fn what_a_start_up_reads_is_recorded_and_streamed() {
     let said = clipper_ok(&[&record[..], &["--output", &trace, "--timeout", "30", &image]].concat()).unwrap();
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&said["end"], &said["status"]), (&"exited".into(), &0.into()), "{said}");
+    assert_eq!(said["drivers"], serde_json::json!(["erofs", "fuse"]), "{said}");
     let text = std::fs::read_to_string(&trace).unwrap();
     assert!(text.contains(" /srv/app/hello.py\n"), "{text}");
     assert!(!text.contains("/srv/app/data/random"), "nobody read that: {text}");
@@ -48,13 +54,38 @@ fn what_a_start_up_reads_is_recorded_and_streamed() {
 
     // What the same start needs on another node comes by one request.
     let (reference, report) = convert_with(&small("traced"), &["--trace", &trace]).unwrap();
-    let node = started(&reference);
     let (digest, size) = hot(&report);
     let inspected: Value = serde_json::from_str(&clipper_ok(&["inspect", "--json", &reference]).unwrap()).unwrap();
     assert_eq!(inspected[0]["hot"]["size"], size, "{inspected}");
-    assert_eq!(node.proxy.bytes_of(&digest), size);
-    let layers: u64 = world().small.layers().iter().map(|layer| node.proxy.bytes_of(layer)).sum();
-    assert!(layers < size / 2, "{layers} bytes of layers besides a hot blob of {size}: {}", node.snapshotter.log());
+    for driver in ["erofs", "fuse"] {
+        let node = started_on(Node::on(Snapshotter::start_over(driver).unwrap(), |_| {}), &reference);
+        assert_eq!(node.proxy.bytes_of(&digest), size, "{driver}");
+        let layers: u64 = world().small.layers().iter().map(|layer| node.proxy.bytes_of(layer)).sum();
+        assert_eq!(layers, 0, "{driver}: bytes besides a hot blob of {size}: {}", node.snapshotter.log());
+    }
+}
+
+#[test]
+fn where_erofs_cannot_work_fuse_is_recorded_and_that_is_told() {
+    let disk = SmallDisk::in_memory(1 << 30).unwrap();
+    let snapshotter = Snapshotter::start_at_over(disk.path().join("root"), "auto").unwrap();
+    let node = Node::on(snapshotter, |_| {});
+    let socket = node.containerd.socket().display().to_string();
+    let image = node.proxy.by_way(&world().small.accelerated);
+    let trace = disk.path().join("trace").display().to_string();
+    let record = ["record", "--json", "--address", &socket, "--namespace", node.containerd.namespace()];
+    let record = [&record[..], &["--output", &trace, &image]].concat();
+    let output = clipper_output(&record).unwrap();
+    let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["drivers"], serde_json::json!(["fuse"]), "{said}");
+    assert!(told.contains("only the driver fuse is recorded") && told.contains("EROFS can't be used here"), "{told}");
+    assert!(std::fs::read_to_string(&trace).unwrap().contains(" /srv/app/hello.py\n"));
+
+    let output = clipper_output(&[&record[..], &["--driver", "erofs"]].concat()).unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && told.contains("EROFS can't be used here"), "{told}");
 }
 
 #[test]

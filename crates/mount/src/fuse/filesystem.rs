@@ -5,14 +5,14 @@ use super::{
     handshake::Agreement,
     reads::{Bytes, Reads, failed},
 };
-use crate::{LazyError, LazyImage, Recording};
+use crate::{LazyError, LazyImage};
 use clipper_format::erofs::{ErofsError, FileKind, ImageInode};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, sync::Arc};
+use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _};
 use tokio::runtime::Handle;
 
 /// Node numbers are never used again, so there is one generation.
@@ -26,7 +26,6 @@ pub(super) struct TreeFilesystem {
     image: LazyImage,
     numbers: InodeNumbers,
     reads: Reads,
-    recording: Option<Arc<Recording>>,
     agreement: Agreement,
     /// Whether the kernel takes ENOSYS for an answer that holds for all opens.
     no_open: bool,
@@ -40,19 +39,13 @@ struct TreeFile {
 }
 
 impl TreeFilesystem {
-    /// A filesystem with `threads` threads that shows `image`; what must be fetched is fetched on `runtime`, and what is
-    /// read is noted in `recording`.
-    pub(super) fn new(
-        image: LazyImage,
-        runtime: Handle,
-        threads: usize,
-        recording: Option<Arc<Recording>>,
-    ) -> Result<Self, ErofsError> {
+    /// A filesystem with `threads` threads that shows `image`; what must be fetched is fetched on `runtime`.
+    pub(super) fn new(image: LazyImage, runtime: Handle, threads: usize) -> Result<Self, ErofsError> {
         let root = image.tree().root();
         image.tree().inode(root)?;
         let (numbers, reads) = (InodeNumbers::new(root), Reads::new(runtime, threads));
         let agreement = Agreement::default();
-        Ok(Self { image, numbers, reads, recording, agreement, no_open: false, no_opendir: false })
+        Ok(Self { image, numbers, reads, agreement, no_open: false, no_opendir: false })
     }
 
     /// What the handshake with the kernel is going to agree on.
@@ -240,9 +233,6 @@ impl Filesystem for TreeFilesystem {
             Err(errno) => return reply.error(errno),
         };
         let len = file.size.saturating_sub(offset).min(size.min(MAX_READ).into()) as usize;
-        if let Some(recording) = &self.recording {
-            recording.note(file.nid, offset..offset + len as u64);
-        }
         self.reads.answer(ino, TreeFile { image: self.image.clone(), file }, offset, len, reply);
     }
 

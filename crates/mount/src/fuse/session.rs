@@ -41,7 +41,7 @@ pub(crate) fn mount(
 ) -> Result<Session, MountError> {
     let refused = |doing| move |source: io::Error| MountError::Kernel { dir: dir.to_owned(), doing, source };
     let threads = options.threads.max(1);
-    let filesystem = TreeFilesystem::new(image.clone(), runtime, threads, options.recording.clone())
+    let filesystem = TreeFilesystem::new(image.clone(), runtime, threads)
         .map_err(|error| refused("reading the tree's root")(io::Error::other(error)))?;
     let (real, connection) = connection::attach(dir, filesystem.root_mode())?;
     // Until the session runs, an error must not leave a mount behind that answers nothing.
@@ -71,7 +71,7 @@ pub(crate) fn mount(
 /// Serves a tree that an earlier process served; tells what becomes of it. Blocks for a moment.
 pub(crate) fn take_over(tree: KeptTree, runtime: Handle, keeping: Keeping) -> io::Result<watch::Receiver<Life>> {
     let KeptTree { name, image, connection, flags, threads } = tree;
-    let filesystem = TreeFilesystem::new(image, runtime, threads, None).map_err(io::Error::other)?;
+    let filesystem = TreeFilesystem::new(image, runtime, threads).map_err(io::Error::other)?;
     let agreement = filesystem.agreement();
     let (end, life) = ending(name.clone(), keeping);
     serve_again(filesystem, connection, (flags, agreement), threads, name, end)?;

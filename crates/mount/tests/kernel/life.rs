@@ -84,16 +84,21 @@ async fn what_covers_the_image_is_left_alone(driver: Driver) {
     timeout(PATIENCE, mounted.ended()).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_recorded_mount_shows_every_read_whatever_the_driver() {
+async fn every_read_is_noted_for_its_mount_alone(driver: Driver) {
     let content = noise(1, 300_000);
-    let (image, node) = (image(), Node::new(Driver::Erofs));
-    let recording = std::sync::Arc::new(clipper_mount::Recording::default());
-    let options = MountOptions { recording: Some(recording.clone()), ..node.options.clone() };
-    let mounted = node.store.mount(&image.layers, false, &node.dir("mnt"), &options).await.unwrap();
-    assert!(fs::read(mounted.dir().join("file")).unwrap() == content);
-    let touches = recording.touches(mounted.image()).unwrap();
-    assert_eq!(touches.last().map(|touch| (touch.path.as_slice(), touch.range.end)), Some((&b"/file"[..], 300_000)));
+    let (image, node) = (image(), Node::new(driver));
+    let first = node.mount(&image).await;
+    assert!(fs::read(first.dir().join("file")).unwrap() == content);
+    let second = node.store.mount(&image.layers, false, &node.dir("second"), &node.options).await.unwrap();
+    assert_eq!(second.image().watch().touches().unwrap().ranges, []);
+    // The page cache isn't shared either.
+    assert!(fs::read(second.dir().join("file")).unwrap() == content);
+    for mounted in [&first, &second] {
+        let touches = mounted.image().watch().touches().unwrap();
+        let read: u64 = touches.ranges.iter().map(|touch| touch.range.end - touch.range.start).sum();
+        assert!(touches.ranges.iter().all(|touch| touch.path == b"/file") && !touches.cut_off, "{touches:?}");
+        assert_eq!(read, 300_000, "{touches:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -331,6 +336,7 @@ over_both_drivers! {
     a_killed_process_leaves_errors_to_readers_and_never_zeros,
     a_mount_that_fails_leaves_nothing_behind,
     a_place_that_cannot_be_mounted_on_is_named,
+    every_read_is_noted_for_its_mount_alone,
     images_that_share_a_layer_share_its_device_and_the_last_to_go_frees_it,
     a_reference_leads_to_the_layers_and_an_ordinary_image_says_what_to_do,
 }
