@@ -55,6 +55,12 @@ impl Device {
         *task = Some(self.shared.runtime.spawn(fill(self.weak()).instrument(self.log.clone())).abort_handle());
     }
 
+    /// Tells that a start-up is under way though no reader waits: background work of all devices waits for its grace from
+    /// now on.
+    pub fn put_off_fill(&self) {
+        self.shared.activity.expect_reader();
+    }
+
     /// Stops [`start_fill`](Device::start_fill): what only it wants isn't fetched any more.
     pub fn stop_fill(&self) {
         let mut task = self.fill.task();

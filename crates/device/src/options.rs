@@ -67,7 +67,8 @@ pub struct DeviceOptions {
     /// A span that failed isn't tried again for this long. It doubles with every further failure: up to 64 times, or 16
     /// times for what may pass.
     pub retry_after: Duration,
-    /// Background fill waits until no reader has waited for this long. A start-up has pauses in which it computes: fill
+    /// Background fill waits until no reader has waited for this long, and nobody has [put it
+    /// off](crate::Device::put_off_fill). A start-up has pauses in which it computes: fill
     /// that used them was measured to double the time to ready over a link of 300 Mbit/s.
     pub background_grace: Duration,
     /// Prefetch waits for readers, but no longer than this before each span.

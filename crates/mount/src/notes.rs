@@ -27,6 +27,11 @@ const RANGES_MAX: usize = 1 << 16;
 /// The file of a slow read is looked for no more often than this: that goes through the whole tree.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// An image may be starting for so long after it was mounted: what is read of it for the first time then, at hand or not,
+/// puts off background fill, which a container that computes mustn't find at work. Not for ever: on a node with many
+/// containers some read something new all the time.
+const START_UP: Duration = Duration::from_secs(30);
+
 /// The notes of one image, for as long as it is mounted.
 pub(crate) struct Notes {
     image: Arc<str>,
@@ -34,6 +39,7 @@ pub(crate) struct Notes {
     marks: Vec<Marks>,
     order: Mutex<Order>,
     looked: Mutex<Option<Instant>>,
+    since: Instant,
 }
 
 /// Which blocks of a device were touched.
@@ -85,7 +91,7 @@ impl Notes {
     /// Of an image called `image`, with this tree.
     pub(crate) fn new(image: Arc<str>, tree: Image) -> Self {
         let marks = tree.devices().iter().map(|device| Marks::new(device.size)).collect();
-        Self { image, tree, marks, order: Mutex::default(), looked: Mutex::default() }
+        Self { image, tree, marks, order: Mutex::default(), looked: Mutex::default(), since: Instant::now() }
     }
 
     /// What the image is called.
@@ -102,8 +108,8 @@ impl Notes {
         buffer: &mut [u8],
     ) -> Result<bool, LazyError> {
         let read = device.try_read(offset, buffer)?;
-        if read {
-            self.touch(number, offset..offset + buffer.len() as u64);
+        if read && self.touch(number, offset..offset + buffer.len() as u64) && self.since.elapsed() < START_UP {
+            device.device.put_off_fill();
         }
         Ok(read)
     }
@@ -128,11 +134,12 @@ impl Notes {
         read
     }
 
-    fn touch(&self, number: usize, bytes: Range<u64>) {
-        let Some(marks) = self.marks.get(number) else { return };
+    /// Notes a read; whether it was of anything new.
+    fn touch(&self, number: usize, bytes: Range<u64>) -> bool {
+        let Some(marks) = self.marks.get(number) else { return false };
         let blocks = bytes.start / BLOCK..bytes.end.div_ceil(BLOCK);
         if blocks.clone().all(|block| marks.has(block)) {
-            return;
+            return false;
         }
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let new = blocks.filter(|block| marks.set(*block)).count();
@@ -144,6 +151,7 @@ impl Notes {
             _ if room => ranges.push((number, bytes)),
             _ => *full = true,
         }
+        new > 0
     }
 
     /// What was read so far. Goes through the whole tree: blocks for a moment.

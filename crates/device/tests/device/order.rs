@@ -74,6 +74,22 @@ async fn a_miss_waits_for_nothing_that_fill_only_means_to_fetch() {
 }
 
 #[tokio::test]
+async fn fill_can_be_put_off_where_no_reader_waits() {
+    let (dir, layer) = (tempfile::tempdir().unwrap(), Layer::stored(40));
+    let quiet = DeviceOptions { background_grace: Duration::from_secs(3600), ..options() };
+    let source = layer.source("a");
+    let device = devices(dir.path(), quiet).await.device(layer.spec(&source, None)).unwrap();
+    // Nobody has read yet.
+    device.ensure(0..SPAN, Priority::Background).await.unwrap();
+    device.put_off_fill();
+    let filled = Arc::clone(&device);
+    let fill = tokio::spawn(async move { filled.ensure(8 * SPAN..32 * SPAN, Priority::Background).await });
+    settle().await;
+    assert_eq!(source.gets(), [0..SPAN]);
+    fill.abort();
+}
+
+#[tokio::test]
 async fn fill_stands_still_while_a_reader_waits_or_a_prefetch_runs() {
     for priority in [Priority::Foreground, Priority::Prefetch] {
         // No more than one step: with the next one, there would be two spans under way.

@@ -4,6 +4,7 @@ use crate::{
     tarball::Entry,
     walk::noise,
 };
+use clipper_device::{DeviceOptions, Priority};
 use clipper_mount::{AcceleratedError, Driver, Drivers, MountError, MountOptions, detach_stale};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::{
@@ -99,6 +100,22 @@ async fn every_read_is_noted_for_its_mount_alone(driver: Driver) {
         assert!(touches.ranges.iter().all(|touch| touch.path == b"/file") && !touches.cut_off, "{touches:?}");
         assert_eq!(read, 300_000, "{touches:?}");
     }
+}
+
+async fn first_reads_of_what_is_here_put_background_fill_off(driver: Driver) {
+    const MIB: u64 = 1 << 20;
+    let image = Image::gzip(&[Entry::dir("."), Entry::file("file", noise(1, 6 << 20))]);
+    let node = Node::new(driver);
+    let mounted = node.mount(&image).await;
+    let device = &mounted.image().devices()[0].device;
+    device.ensure(0..2 * MIB, Priority::Prefetch).await.unwrap();
+    // Nobody has read yet, so it needn't wait.
+    timeout(PATIENCE, device.ensure(3 * MIB..4 * MIB, Priority::Background)).await.unwrap().unwrap();
+    let began = Instant::now();
+    let mut start = [0; 4096];
+    File::open(mounted.dir().join("file")).unwrap().read_exact(&mut start).unwrap();
+    let filled = timeout(Duration::from_secs(1), device.ensure(5 * MIB..6 * MIB, Priority::Background)).await.is_ok();
+    assert!(!filled || began.elapsed() > DeviceOptions::default().background_grace);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -337,6 +354,7 @@ over_both_drivers! {
     a_mount_that_fails_leaves_nothing_behind,
     a_place_that_cannot_be_mounted_on_is_named,
     every_read_is_noted_for_its_mount_alone,
+    first_reads_of_what_is_here_put_background_fill_off,
     images_that_share_a_layer_share_its_device_and_the_last_to_go_frees_it,
     a_reference_leads_to_the_layers_and_an_ordinary_image_says_what_to_do,
 }
