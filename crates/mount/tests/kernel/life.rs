@@ -5,7 +5,7 @@ use crate::{
     walk::noise,
 };
 use clipper_device::{DeviceOptions, Priority};
-use clipper_mount::{AcceleratedError, Driver, Drivers, MountError, MountOptions, detach_stale};
+use clipper_mount::{AcceleratedError, Driver, Drivers, MountError, detach_stale};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::{
     fs::{self, File},
