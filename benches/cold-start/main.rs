@@ -65,7 +65,8 @@ struct Options {
     /// Hold a lock (flock) on this file during each run, and only then, so that other work on the machine can wait for a pause.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
-    /// Measure again only what lacks processor time and memory in the results, and complete these by them.
+    /// Measure again only what lacks processor time and memory in the results, as often as it was measured, and complete
+    /// these by them.
     #[arg(long, conflicts_with = "dry")]
     costs: bool,
     /// Only print; leave benches/RESULTS.md, README.md and the pictures alone.

@@ -1,4 +1,4 @@
-//! A small ext4 of one's own, so that a disk can be filled without anybody else noticing.
+//! A small filesystem of one's own: an ext4 that can be filled without anybody else noticing, or one in memory.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use crate::daemon::run;
 use crate::scratch::Scratch;
 
-/// A filesystem on a file; unmounted and gone when dropped.
+/// A filesystem on a file or in memory; unmounted and gone when dropped.
 #[derive(Debug)]
 pub struct SmallDisk {
     at: PathBuf,

@@ -52,7 +52,7 @@ pub struct MountOptions {
     /// answer what is cached: a fetch doesn't hold one up.
     pub threads: usize,
     /// KiB that the kernel reads ahead of a sequential reader and around a page fault: the same with either driver, so
-    /// that a hot blob that was laid out by what one of them read suits the other. Devices read ahead by themselves
+    /// that a hot blob that was laid out by what one of them read nearly suits the other. Devices read ahead by themselves
     /// while they are filled, so more only fetches spans that nobody needs: a first `rustc --print cfg` makes 125 MB of
     /// spans come at 128 KiB, 136 at 256, 143 at 512, 152 at 1024. What is cached costs the same CPU time at all of these.
     pub read_ahead_kib: u32,
