@@ -237,8 +237,10 @@ fn spare(system: System, error: Error) -> Result<Missing> {
     }
     let told = format!("{error:#}");
     eprintln!("{} can't be run: {told}", system.name());
-    let line = told.lines().filter(|line| !line.trim().is_empty()).take(3).collect::<Vec<_>>().join(" ");
-    Ok(Missing { system, reason: line.chars().take(400).collect() })
+    // What a command says comes after its own long line; why it failed, at the end.
+    let lines: Vec<_> = told.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let reason = lines[lines.len().saturating_sub(3)..].join(" ");
+    Ok(Missing { system, reason: reason.chars().take(400).collect() })
 }
 
 /// A line for each request: milliseconds from the first one to its arrival, and to the last byte of the answer; status, bytes
